@@ -1,0 +1,1 @@
+"""Networks and inputs by name: RadiX-Net, Graph Challenge, MNIST, digits."""

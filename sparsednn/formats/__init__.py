@@ -1,0 +1,1 @@
+"""Model and input file formats: one module each, one registry."""

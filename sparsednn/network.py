@@ -1,0 +1,335 @@
+"""The model: `SparseLayer` and `SparseNetwork`, the objects that everything else takes.
+
+A layer is a sparse matrix in CSR form whose rows are the output neurons, so a row-wise
+partition of the network is a slice of rows. This module knows NumPy only: no file format, no
+kernel, no MPI, and SciPy not before somebody asks for a SciPy matrix (``inspect`` stays fast).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparsednn.activations import Activation
+from sparsednn.errors import InputError, ShapeError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["LayerSummary", "NetworkSummary", "SparseLayer", "SparseNetwork"]
+
+IndexArray = NDArray[np.int32] | NDArray[np.int64]
+
+
+class SparseLayer:
+    """One layer: a float32 CSR matrix ``(n_out, n_in)``, a bias ``(n_out,)``, an activation.
+
+    Computes ``y = f(W x + b)`` on activations of shape ``(n_in, batch)``.
+
+    Parameters
+    ----------
+    indptr, indices, values
+        CSR arrays: ``(n_out + 1,)``, ``(nnz,)``, ``(nnz,)``. Columns ascend within a row, with no
+        duplicates. They are converted to int64, int32 and float32 if they are not that already,
+        otherwise shared, not copied: the caller must not change them afterwards.
+    n_in
+        Number of input neurons (columns), below 2**31.
+    bias
+        ``(n_out,)``, or one number for all rows.
+    activation
+        An `Activation` or its written form.
+    check
+        Walk through the arrays and reject what a kernel could not survive. Pass False only for
+        arrays that were just made by code that guarantees it.
+
+    Raises
+    ------
+    ShapeError
+        If the arrays do not fit together, or an index is out of range.
+    InputError
+        If columns are not ascending (or duplicated), or a weight or bias is NaN or infinite.
+    """
+
+    __slots__ = ("activation", "bias", "indices", "indptr", "n_in", "values")
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    n_in: int
+    activation: Activation
+
+    def __init__(
+        self,
+        indptr: ArrayLike,
+        indices: ArrayLike,
+        values: ArrayLike,
+        n_in: int,
+        *,
+        bias: ArrayLike = 0.0,
+        activation: Activation | str = "identity",
+        check: bool = True,
+    ) -> None:
+        self.indptr = np.ascontiguousarray(indptr, dtype=np.int64)
+        if check and n_in >= 2**31:
+            raise ShapeError(f"a layer has at most 2^31 - 1 input neurons, found {n_in}")
+        wide = np.asarray(indices)
+        if check and wide.dtype.itemsize > 4 and wide.size and int(wide.max()) >= 2**31:
+            raise ShapeError(f"column index {int(wide.max())} is out of range for {n_in} inputs")
+        self.indices = np.ascontiguousarray(wide, dtype=np.int32)
+        self.values = np.ascontiguousarray(values, dtype=np.float32)
+        self.n_in = int(n_in)
+        if isinstance(activation, str):
+            activation = Activation.parse(activation)
+        self.activation = activation
+        full = np.asarray(bias, dtype=np.float32)
+        if full.ndim == 0:
+            full = np.full(max(self.indptr.size - 1, 0), full, dtype=np.float32)
+        self.bias = np.ascontiguousarray(full)
+        if check:
+            self._check()
+
+    def _check(self) -> None:
+        if self.indptr.ndim != 1 or self.indptr.size < 2:
+            raise ShapeError(f"indptr must have n_out + 1 >= 2 entries, shape {self.indptr.shape}")
+        if self.n_in < 1:
+            raise ShapeError(f"a layer needs at least one input neuron, found {self.n_in}")
+        if self.indices.shape != self.values.shape or self.indices.ndim != 1:
+            raise ShapeError(
+                f"indices {self.indices.shape} and values {self.values.shape} must be equally long"
+            )
+        if self.indptr[0] != 0 or self.indptr[-1] != self.indices.size:
+            raise ShapeError(
+                f"indptr runs from {self.indptr[0]} to {self.indptr[-1]}, "
+                f"but there are {self.indices.size} nonzeros"
+            )
+        if np.any(self.indptr[1:] < self.indptr[:-1]):
+            raise ShapeError("indptr must not descend")
+        if self.bias.shape != (self.n_out,):
+            raise ShapeError(f"bias has shape {self.bias.shape}, the layer has {self.n_out} rows")
+        if not np.isfinite(self.bias).all():
+            row = int(np.argmin(np.isfinite(self.bias)))
+            raise InputError(f"bias of row {row} is {self.bias[row]}: it must be finite")
+        if not self.nnz:
+            return
+        low, high = int(self.indices.min()), int(self.indices.max())
+        if low < 0 or high >= self.n_in:
+            at = int(np.argmax((self.indices < 0) | (self.indices >= self.n_in)))
+            raise ShapeError(
+                f"row {self._row_of(at)}: column {int(self.indices[at])} is out of range "
+                f"for {self.n_in} input neurons"
+            )
+        if not np.isfinite(self.values).all():
+            at = int(np.argmin(np.isfinite(self.values)))
+            raise InputError(
+                f"weight ({self._row_of(at)}, {int(self.indices[at])}) is {self.values[at]}: "
+                "weights must be finite"
+            )
+        ascending = self.indices[1:] > self.indices[:-1]
+        starts = self.indptr[1:-1]
+        ascending[starts[(starts > 0) & (starts < self.nnz)] - 1] = True
+        if not ascending.all():
+            at = int(np.argmin(ascending)) + 1
+            here, before = int(self.indices[at]), int(self.indices[at - 1])
+            what = "is there twice" if here == before else f"stands behind column {before}"
+            raise InputError(
+                f"row {self._row_of(at)}: column {here} {what}; columns of a row must ascend"
+            )
+
+    def _row_of(self, position: int) -> int:
+        return int(np.searchsorted(self.indptr, position, side="right")) - 1
+
+    @classmethod
+    def from_scipy(
+        cls, matrix: Any, *, bias: ArrayLike = 0.0, activation: Activation | str = "identity"
+    ) -> SparseLayer:
+        """Make a layer of any SciPy sparse matrix or array ``(n_out, n_in)``.
+
+        Columns are sorted. Duplicate entries are an error, not a sum; stored zeros are kept.
+        """
+        csr = matrix.tocsr()
+        if not csr.has_sorted_indices:
+            csr = csr.sorted_indices()
+        return cls(
+            csr.indptr, csr.indices, csr.data, csr.shape[1], bias=bias, activation=activation
+        )
+
+    @property
+    def n_out(self) -> int:
+        """Number of output neurons (rows)."""
+        return self.indptr.size - 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n_out, n_in)``."""
+        return self.n_out, self.n_in
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored weights (edges)."""
+        return self.values.size
+
+    @property
+    def weight(self) -> csr_array:
+        """The weights as a SciPy CSR array that shares this layer's memory."""
+        from scipy.sparse import csr_array
+
+        return csr_array((self.values, self.indices, self.indptr), shape=self.shape)
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether a column of zeros stays one, so that dead columns may be dropped here."""
+        return self.activation.keeps_zero(self.bias)
+
+    @property
+    def summary(self) -> LayerSummary:
+        """Shape, nonzeros and activation."""
+        low, high = float(self.bias.min()), float(self.bias.max())
+        return LayerSummary(self.n_out, self.n_in, self.nnz, str(self.activation), low, high)
+
+    def __repr__(self) -> str:
+        """Return shape, nonzeros and activation."""
+        return f"SparseLayer({self.n_out}×{self.n_in}, nnz={self.nnz}, {self.activation})"
+
+
+class SparseNetwork(Sequence[SparseLayer]):
+    """A chain of layers; behaves as a sequence of `SparseLayer`.
+
+    Raises
+    ------
+    ShapeError
+        If there is no layer, or a layer's inputs are not the layer before's outputs.
+    InputError
+        If softmax stands anywhere but in the last layer.
+    """
+
+    def __init__(self, layers: Sequence[SparseLayer], *, name: str = "network") -> None:
+        self.layers = tuple(layers)
+        self.name = name
+        if not self.layers:
+            raise ShapeError(f"network '{name}' has no layers")
+        for i, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False), 1):
+            if before.n_out != after.n_in:
+                raise ShapeError(
+                    f"network '{name}': layer {i} has shape {before.shape}, layer {i + 1} has "
+                    f"shape {after.shape}: {before.n_out} outputs do not fit {after.n_in} inputs"
+                )
+            if before.activation.kind == "softmax":
+                raise InputError(
+                    f"network '{name}': softmax in layer {i} of {len(self.layers)}; "
+                    "only the last layer may have it"
+                )
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Layer `index`, or a tuple of layers for a slice."""
+        return self.layers[index]
+
+    def __iter__(self) -> Iterator[SparseLayer]:
+        """Iterate over the layers, from the input to the output."""
+        return iter(self.layers)
+
+    @property
+    def n_in(self) -> int:
+        """Number of input neurons of the first layer."""
+        return self.layers[0].n_in
+
+    @property
+    def n_out(self) -> int:
+        """Number of output neurons of the last layer."""
+        return self.layers[-1].n_out
+
+    @property
+    def edges(self) -> int:
+        """Stored weights of all layers; the challenge's rate counts these per image."""
+        return sum(layer.nnz for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the arrays of all layers take."""
+        return sum(
+            layer.indptr.nbytes + layer.indices.nbytes + layer.values.nbytes + layer.bias.nbytes
+            for layer in self.layers
+        )
+
+    @cached_property
+    def droppable_from(self) -> int:
+        """First layer index from which every layer keeps zero at zero.
+
+        A column that is dead behind layer ``i >= droppable_from - 1`` ends as zeros whatever
+        follows, so it may be dropped there. ``len(self)`` if not even the last layer keeps zero.
+        """
+        first = len(self.layers)
+        while first and self.layers[first - 1].keeps_zero:
+            first -= 1
+        return first
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the content: what identifies the network whatever file it came from.
+
+        Covers shapes, pattern, weights, biases and activations in a fixed byte order and width;
+        neither the name nor the file format changes it.
+        """
+        digest = hashlib.sha256(b"sparsednn-network-1")
+        for layer in self.layers:
+            head = f"|{layer.n_out}x{layer.n_in}:{layer.nnz}:{layer.activation}|"
+            digest.update(head.encode())
+            for array, dtype in (
+                (layer.indptr, "<i8"),
+                (layer.indices, "<i4"),
+                (layer.values, "<f4"),
+                (layer.bias, "<f4"),
+            ):
+                digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+        return digest.hexdigest()
+
+    @property
+    def summary(self) -> NetworkSummary:
+        """What ``inspect`` prints."""
+        return NetworkSummary(
+            self.name, tuple(layer.summary for layer in self.layers), self.nbytes, self.hash
+        )
+
+    def __repr__(self) -> str:
+        """Return name, widths and edges."""
+        return (
+            f"SparseNetwork('{self.name}', {len(self)} layers, "
+            f"{self.n_in} -> {self.n_out}, edges={self.edges})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSummary:
+    """Shape, nonzeros, activation and bias range of one layer."""
+
+    n_out: int
+    n_in: int
+    nnz: int
+    activation: str
+    bias_min: float
+    bias_max: float
+
+    @property
+    def density(self) -> float:
+        """Stored weights over ``n_out * n_in``."""
+        return self.nnz / (self.n_out * self.n_in)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSummary:
+    """What is known of a network without touching its weights; ``nbytes`` is in bytes."""
+
+    name: str
+    layers: tuple[LayerSummary, ...]
+    nbytes: int
+    hash: str

@@ -1,0 +1,32 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder with the MNIST idx files, or skip with the reason."""
+    candidates = [SHARED / "mnist"]
+    if "SPARSEDNN_DATA" in os.environ:
+        data = Path(os.environ["SPARSEDNN_DATA"])
+        candidates = [data, data / "mnist", *candidates]
+    for folder in candidates:
+        if any(folder.glob("train-images-idx3-ubyte*")):
+            return folder
+    pytest.skip("no MNIST files: set SPARSEDNN_DATA to the folder that has them")
+
+
+@pytest.fixture(scope="session")
+def official_categories() -> Path:
+    """The official answer for 1024 neurons, 120 layers, or skip with the reason."""
+    path = SHARED / "graph-challenge" / "neuron1024-l120-categories.tsv"
+    if not path.exists():
+        pytest.skip("no official Graph Challenge categories file beside the checkout")
+    return path
