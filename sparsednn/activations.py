@@ -82,12 +82,14 @@ class Activation:
                 return np.tanh(z)
             case "sigmoid":
                 # exp of a non-positive number only: no overflow for large |z|.
-                e = np.exp(-np.abs(z))
+                e: NDArray[np.float32] = np.exp(-np.abs(z))
                 one = np.float32(1)
-                return np.where(z >= 0, one, e) / (one + e)
+                return np.asarray(np.where(z >= 0, one, e) / (one + e), dtype=np.float32)
             case _:  # softmax over the neurons of each column
-                e = np.exp(z - z.max(axis=0, keepdims=True)) if z.size else z.copy()
-                return e / e.sum(axis=0, keepdims=True)
+                if not z.size:
+                    return z.copy()
+                e = np.exp(z - z.max(axis=0, keepdims=True))
+                return np.asarray(e / e.sum(axis=0, keepdims=True), dtype=np.float32)
 
     def keeps_zero(self, bias: NDArray[np.float32]) -> bool:
         """Whether a column that is zero before the layer is zero behind it, given its bias.

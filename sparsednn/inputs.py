@@ -66,9 +66,10 @@ class InputSet:
         raw = np.asarray(indices)
         if check and raw.dtype.itemsize > 4 and raw.size and int(raw.max()) >= 2**31:
             raise ShapeError(f"{name}: feature {int(raw.max())} is out of range for {n_features}")
-        self.indices = np.ascontiguousarray(
-            raw, dtype=np.uint16 if raw.dtype == np.uint16 else np.int32
-        )
+        if raw.dtype == np.uint16:
+            self.indices = np.ascontiguousarray(raw, dtype=np.uint16)
+        else:
+            self.indices = np.ascontiguousarray(raw, dtype=np.int32)
         self.values = None if values is None else np.ascontiguousarray(values, dtype=np.float32)
         self.n_features = int(n_features)
         self.name = name
@@ -112,8 +113,8 @@ class InputSet:
         if not ascending.all():
             at = int(np.argmin(ascending)) + 1
             raise InputError(
-                f"{self.name}: image {self._image_of(at)}: feature {int(self.indices[at])} is there "
-                "twice or out of order"
+                f"{self.name}: image {self._image_of(at)}: feature {int(self.indices[at])} "
+                "is there twice or out of order"
             )
 
     def _image_of(self, position: int) -> int:
