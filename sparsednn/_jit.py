@@ -8,14 +8,18 @@ keeps the signature. Import this only inside modules that hold compiled loops: `
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+import numba.extending
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["jit"]
+__all__ = ["intrinsic", "jit", "read_only"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def jit(function: Callable[P, T]) -> Callable[P, T]:
@@ -26,3 +30,20 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
     """
     compiled = numba.njit(function, nogil=True, cache=True, error_model="numpy")
     return cast(Callable[P, T], compiled)
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `function` (a typing context and argument types in, signature and code out) callable
+    from compiled code; see numba's documentation of ``numba.extending.intrinsic``."""
+    return cast(Callable[..., Any], numba.extending.intrinsic(function))
+
+
+def read_only(array: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Return a read-only view.
+
+    numba compiles a function once more for read-only arrays (such as those of a memory-mapped
+    file). Arguments that are only read go through here, so that one compilation serves all.
+    """
+    view = array.view()
+    view.flags.writeable = False
+    return view

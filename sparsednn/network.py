@@ -255,11 +255,14 @@ class SparseNetwork(Sequence[SparseLayer]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the arrays of all layers take."""
-        return sum(
-            layer.indptr.nbytes + layer.indices.nbytes + layer.values.nbytes + layer.bias.nbytes
+        """Bytes that the arrays of all layers take; what layers share counts once."""
+        sizes = {
+            array.ctypes.data: array.nbytes
             for layer in self.layers
-        )
+            for array in (layer.indptr, layer.indices, layer.values, layer.bias)
+            if array.size
+        }
+        return sum(sizes.values())
 
     @cached_property
     def droppable_from(self) -> int:

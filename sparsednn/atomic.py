@@ -1,0 +1,155 @@
+"""Files and folders that appear whole or not at all.
+
+Everything is written under a temporary name beside its target and renamed at the end
+(`os.replace`), so a reader never sees half a file, and an error, a full disk or Ctrl-C leaves
+what was there before. Knows nothing about any file format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sparsednn.errors import FormatError
+
+__all__ = ["atomic_file", "atomic_folder"]
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` for writing; rename it to `path` at the end.
+
+    Parameters
+    ----------
+    path
+        The file to make or to replace; a symbolic link is followed. Its folder must exist.
+    sync
+        Force the bytes to the disk before renaming (``fsync``), so that even a power cut leaves
+        either the old or the new file. Meant for checkpoints; slow for gigabytes.
+
+    Yields
+    ------
+    BinaryIO
+        The open temporary file. If the body raises, it is removed and `path` stays as it was.
+
+    Raises
+    ------
+    FormatError
+        For every `OSError` (no folder, no permission, disk full), naming `path`.
+    """
+    shown = Path(path)
+    with _naming(shown):
+        target = Path(os.path.realpath(shown))
+        if target.exists() and not target.is_file():
+            what = "a folder" if target.is_dir() else "not a regular file"
+            raise FormatError(f"{shown}: cannot write: it is {what}")
+        temporary = _beside(target)
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def atomic_folder(
+    path: str | os.PathLike[str], *, belongs: Callable[[str], bool] | None = None
+) -> Iterator[Path]:
+    """Make a temporary folder beside `path`; at the end it becomes `path`, or goes into it.
+
+    If there is no `path` yet, the temporary folder is renamed to it in one step. If there is
+    one, nothing in it is ever deleted: the new files are moved into it one by one (each of them
+    whole), replacing those of the same name.
+
+    Parameters
+    ----------
+    path
+        The folder. Its parent must exist.
+    belongs
+        Tells by its name whether a file that is already there would be read as a part of what
+        is now being written (``layer-7.npz`` of an older, deeper network). If one is left that
+        is not being replaced, this is an error and nothing changes, as the sum would be wrong.
+
+    Yields
+    ------
+    Path
+        The temporary folder to write files into (no folders below it).
+
+    Raises
+    ------
+    FormatError
+        For every `OSError`, naming `path`; if `path` is a file; if old parts would be mixed in.
+    """
+    shown = Path(path)
+    with _naming(shown):
+        target = Path(os.path.realpath(shown))
+        if target.exists() and not target.is_dir():
+            raise FormatError(f"{shown}: cannot write: it is a file, a folder is needed")
+        temporary = _beside(target)
+        temporary.mkdir()
+        try:
+            with _renaming(temporary, shown):
+                yield temporary
+            if target.exists():
+                _move_into(temporary, target, shown, belongs)
+            else:
+                os.rename(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _move_into(
+    source: Path, target: Path, shown: Path, belongs: Callable[[str], bool] | None
+) -> None:
+    new = sorted(os.listdir(source))
+    old = sorted(set(os.listdir(target)) - set(new))
+    mixed = [name for name in old if belongs is not None and belongs(name)]
+    if mixed:
+        more = f" and {len(mixed) - 1} more" if len(mixed) > 1 else ""
+        raise FormatError(
+            f"{shown}: already has {mixed[0]}{more}, which would be read as a part of what is "
+            "written now: remove it, or choose another folder"
+        )
+    for name in new:
+        os.replace(source / name, target / name)
+    source.rmdir()
+
+
+def _beside(target: Path) -> Path:
+    # Hidden, and too unlikely a name to exist; same folder, as a rename cannot cross disks.
+    return target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def _renaming(temporary: Path, shown: Path) -> Iterator[None]:
+    """Let errors of the body name the folder that the user knows."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(str(error).replace(str(temporary), str(shown))) from error
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the body into a `FormatError` that names the target."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not path.absolute().parent.is_dir():
+            raise FormatError(
+                f"{path}: cannot write: no folder {path.absolute().parent}"
+            ) from error
+        raise FormatError(f"{path}: cannot write: {error.strerror}") from error
+    except OSError as error:
+        raise FormatError(f"{path}: cannot write: {error.strerror or error}") from error

@@ -1,0 +1,83 @@
+"""What the commands share: messages on stderr, results on stdout, option types."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "BiasOption",
+    "JsonOption",
+    "LayersOption",
+    "MnistOption",
+    "ModelArgument",
+    "human_bytes",
+    "note",
+    "print_json",
+    "print_table",
+]
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Path of a model file or folder, or a name such as graph-challenge:1024-120.",
+        show_default=False,
+    ),
+]
+LayersOption = Annotated[
+    int | None,
+    typer.Option("--layers", help="Only the first N layers.", show_default=False),
+]
+BiasOption = Annotated[
+    float | None,
+    typer.Option(
+        "--bias",
+        help="Bias of all neurons of a Graph Challenge folder (default: the official one).",
+        show_default=False,
+    ),
+]
+MnistOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--mnist",
+        metavar="FOLDER",
+        help="Folder with the MNIST idx files, plain or gzipped (default: SPARSEDNN_DATA).",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def note(text: str) -> None:
+    """Print a line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print a result for programs."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    """Print a result for people: one name and one value per line, aligned."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in binary units.
+
+    >>> human_bytes(1536)
+    '1.5 KiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

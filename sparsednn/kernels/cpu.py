@@ -1,0 +1,201 @@
+"""The numba kernel: packed blocks, cache-resident tiles, a cascade per thread.
+
+This module chooses sizes from the machine and starts threads; the loops are in `tiles`, the
+registers in `microkernel`, the rearranged weights in `packing`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsednn._jit import read_only
+from sparsednn.inputs import InputSet
+from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
+from sparsednn.kernels.packing import pack
+from sparsednn.kernels.tiles import Tiling, multiply_columns, run_cascade
+from sparsednn.machine import Machine, machine
+from sparsednn.network import SparseNetwork
+
+__all__ = ["NumbaKernel", "NumbaPlan", "choose_tiling"]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+_LINE = 64  # bytes of a cache line
+#: Part of the cache that a tile's two layers may fill; the rest is for weights and the pools.
+_CACHE_SHARE = 0.5
+#: A tile goes on unpacked while this much of it is alive: packing a tile costs about as much as
+#: multiplying a tenth of it.
+_KEEP = 0.9
+_COPY_TILES = 8  # tiles that are copied out of a wide batch at a time
+_POOL_LAYERS = 16  # so many layers have a pool each, behind them eight per doubling of the depth
+
+
+def _stride(columns: int) -> int:
+    """Row stride in elements: an odd number of cache lines that holds `columns`."""
+    lines = -(-4 * columns // _LINE)
+    return (lines | 1) * _LINE // 4
+
+
+def _pool_layers(first: int, layers: int) -> NDArray[np.int64]:
+    """Which layers have a pool: each of the first ones, then eight per doubling of the depth.
+
+    Columns die early; a pool in front of each of 1920 layers would cost memory for nothing.
+    """
+    result = np.full(layers + 1, -1, np.int64)
+    depth, step, pools = 1, 1, 0
+    while depth < layers:
+        if depth >= first:
+            result[depth] = pools
+            pools += 1
+        if depth >= _POOL_LAYERS * step:
+            step *= 2
+        depth += step
+    return result
+
+
+def choose_tiling(network: SparseNetwork, cpu: Machine, threads: int) -> Tiling:
+    """Choose how many columns a tile has, from the caches.
+
+    Two layers' activations of a tile should stay in the second-level cache. A tile has at least
+    one full panel of the microkernel (its registers are filled only then), as long as this fits
+    the thread's share of the last-level cache, and at least one vector in any case.
+    """
+    widest = max(network.n_in, *(layer.n_out for layer in network))
+    panel = LANES * MAX_VECTORS
+    per_column = 2 * 4 * widest
+    columns = int(_CACHE_SHARE * cpu.l2) // per_column // panel * panel
+    if columns < panel:
+        last_level = int(_CACHE_SHARE * cpu.l3 / max(1, min(threads, cpu.l3_shared_by)))
+        columns = min(panel, max(LANES, last_level // per_column // LANES * LANES))
+    columns = min(columns, 16 * panel)
+    return Tiling(
+        columns=columns,
+        stride=_stride(columns),
+        pool_stride=_stride(2 * columns + LANES),
+        pool_of_layer=_pool_layers(max(1, network.droppable_from), len(network)),
+        keep=_KEEP,
+    )
+
+
+def _aligned(shape: tuple[int, ...], dtype: type[Scalar]) -> NDArray[Scalar]:
+    """Uninitialised array that starts at a cache line; untouched pages take no memory."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _in_threads(work: Callable[[], None], threads: int) -> None:
+    """Run `work` (compiled, without the GIL) in several threads; re-raise the first error."""
+    if threads == 1:
+        work()
+        return
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the caller's thread below
+            errors.append(error)
+
+    started = [threading.Thread(target=guarded) for _ in range(threads - 1)]
+    for thread in started:
+        thread.start()
+    guarded()
+    for thread in started:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+class NumbaPlan:
+    """A network packed for this machine; see `sparsednn.kernels.base.NetworkPlan`.
+
+    Owns a packed copy of the weights (4 bytes per edge) and nothing that grows with the number of
+    images.
+    """
+
+    def __init__(
+        self, network: SparseNetwork, *, threads: int = 1, tiling: Tiling | None = None
+    ) -> None:
+        self.threads = threads
+        self.tiling = tiling or choose_tiling(network, machine(), threads)
+        self.packed = pack(network)
+        self._droppable_from = network.droppable_from
+        self._widest = int(self.packed.width.max())
+
+    def run(
+        self, inputs: InputSet, outputs: NDArray[np.float32] | None = None
+    ) -> NDArray[np.bool_]:
+        """Run all layers on all columns, tile by tile; threads take tiles as they come."""
+        tiling = self.tiling
+        nonzero = np.zeros(inputs.n_images, np.uint8)
+        filled = np.empty((0, 0), np.float32) if outputs is None else outputs
+        values = read_only(np.empty(0, np.float32) if inputs.values is None else inputs.values)
+        # Both index widths are handed over, one of them empty: one compilation serves both.
+        is_narrow = inputs.indices.dtype == np.uint16
+        narrow = np.asarray(inputs.indices if is_narrow else (), np.uint16)
+        wide = np.asarray(() if is_narrow else inputs.indices, np.int32)
+        features = read_only(inputs.indptr), read_only(narrow), read_only(wide), values
+        next_tile = np.zeros(1, np.int64)
+        pools = int(tiling.pool_of_layer.max()) + 1
+        tiles = -(-inputs.n_images // tiling.columns)
+
+        def work() -> None:
+            run_cascade(
+                self.packed,
+                tiling,
+                *features,
+                self._droppable_from,
+                next_tile,
+                _aligned((2, self._widest * tiling.stride), np.float32),
+                _aligned((tiling.stride,), np.int32),
+                _aligned((pools, self._widest * tiling.pool_stride), np.float32),
+                np.empty((pools, tiling.pool_stride), np.int64),
+                nonzero,
+                filled,
+            )
+
+        _in_threads(work, max(1, min(self.threads, tiles)))
+        return nonzero.view(np.bool_)
+
+    def forward_layer(self, layer: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One layer on dense columns, C-contiguous ``(n_in, batch)`` float32."""
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        y = _aligned((int(self.packed.width[layer + 1]), x.shape[1]), np.float32)
+        tiling = self.tiling
+        next_tile = np.zeros(1, np.int64)
+        n_out, n_in = y.shape[0], x.shape[0]
+        runs = -(-x.shape[1] // tiling.columns)
+        tiles = max(1, min(_COPY_TILES, runs // self.threads))
+
+        def work() -> None:
+            multiply_columns(
+                self.packed,
+                tiling,
+                layer,
+                x,
+                y,
+                next_tile,
+                _aligned((tiles, n_in * tiling.stride), np.float32),
+                _aligned((tiles, n_out * tiling.stride), np.float32),
+                _aligned((tiling.stride,), np.int32),
+            )
+
+        _in_threads(work, max(1, min(self.threads, -(-runs // tiles))))
+        return y
+
+
+class NumbaKernel:
+    """Compiled CPU kernel on any number of threads."""
+
+    name = "numba"
+
+    def plan(self, network: SparseNetwork, *, threads: int = 1) -> NumbaPlan:
+        """Pack the network and choose the tile sizes for this machine."""
+        return NumbaPlan(network, threads=threads)

@@ -1,0 +1,244 @@
+"""The inner loop: R rows with one column pattern times V vectors of columns, in registers.
+
+Written as LLVM IR through numba's ``intrinsic``, because the speed depends on what no loop in
+plain numba can promise: R x V accumulators that never leave the vector registers while a loaded
+activation vector is used for all R rows (the rows share their column pattern), and a loaded weight
+for all V vectors. `emulate` is the readable twin, for tests and for readers.
+
+Must not know: layers, networks, tiles. It takes addresses (int64, bytes) and counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numpy.typing import NDArray
+
+from sparsednn._jit import intrinsic
+
+__all__ = ["LANES", "MAX_ROWS", "MAX_VECTORS", "atomic_add", "compress", "emulate", "multiply"]
+
+
+def _host_shape() -> tuple[int, int, int]:
+    """Lanes of a float32 vector, rows and vectors of the largest block, for this processor.
+
+    R x V accumulators, V activation vectors and one weight must fit the registers: 8 x 3 + 4 of
+    32 (AVX-512, Arm), 4 x 3 + 4 of 16 (AVX2, SSE). Both also exceed the 8 to 10 independent
+    sums that hide the latency of a fused multiply-add.
+    """
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16, 8, 3
+    if features.get("avx2") and features.get("fma"):
+        return 8, 4, 3
+    if features.get("neon") or features.get("sve"):
+        return 4, 8, 3
+    return 4, 4, 3
+
+
+#: Lanes of one vector; rows and vectors of columns of the largest block.
+LANES, MAX_ROWS, MAX_VECTORS = _host_shape()
+
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_F32 = ir.FloatType()
+_VEC = ir.VectorType(_F32, LANES)
+_IVEC = ir.VectorType(_I32, LANES)
+_BYTES = 4  # of a float32 and of an int32
+_VEC_BYTES = _BYTES * LANES
+#: How far ahead of the multiplication weights are asked for; 2 to 4 KiB measured best.
+_PREFETCH_BYTES = 2048
+#: Blocks of fewer rows read weights so slowly that the processor keeps up by itself.
+_PREFETCH_ROWS = 4
+
+
+def _int64(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def _at(builder: Any, address: Any, offset: Any, type_: ir.Type) -> Any:
+    """Pointer to `type_` at ``address + offset`` bytes; `offset` is a number or an IR value."""
+    if isinstance(offset, int):
+        offset = _int64(offset)
+    return builder.inttoptr(builder.add(address, offset), type_.as_pointer())
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    undefined = ir.Constant(_VEC, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(_IVEC, [0] * LANES))
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Ask for the weights of some blocks ahead: a layer's weights are read once per tile, in order,
+    and the processor's own prefetching does not keep up with them."""
+    pointer = builder.inttoptr(
+        builder.add(address, _int64(_PREFETCH_BYTES)), ir.IntType(8).as_pointer()
+    )
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, keep_near, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
+    builder.call(function, [pointer, read, keep_near, data])
+
+
+def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
+    """Make the intrinsic for a block of `rows` rows times `vectors` vectors of columns.
+
+    Its arguments, all int64 addresses and counts but for lo and hi (float32):
+
+    x, ldx
+        Activations of the layer's input, first column of the panel; elements per row.
+    pattern, n_cols
+        int32 column indices that all rows of the block share; how many.
+    weights
+        float32 ``(n_cols, rows)``: for each column the rows' weights, side by side.
+    bias, targets
+        float32 and int32, ``(rows,)``: each row's bias, and its place in the output.
+    y, ldy
+        Output, first column of the panel; elements per row.
+    lo, hi
+        The activation clamps to [lo, hi]: (0, inf) is ReLU, (-inf, inf) the identity.
+    alive
+        int32 per column of the panel: the bits of every nonzero output are or-ed into it.
+    """
+
+    @intrinsic
+    def multiply_block(
+        typing_context: Any,
+        x: Any,
+        ldx: Any,
+        pattern: Any,
+        n_cols: Any,
+        weights: Any,
+        bias: Any,
+        targets: Any,
+        y: Any,
+        ldy: Any,
+        lo: Any,
+        hi: Any,
+        alive: Any,
+    ) -> Any:
+        signature = types.void(*[types.int64] * 9, types.float32, types.float32, types.int64)
+
+        def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+            x, ldx, pattern, n_cols, weights, bias, targets, y, ldy, lo, hi, alive = args
+            fma = cgutils.get_or_insert_function(
+                b.module, ir.FunctionType(_VEC, [_VEC] * 3), f"llvm.fma.v{LANES}f32"
+            )
+            sums = [[cgutils.alloca_once(b, _VEC) for _ in range(vectors)] for _ in range(rows)]
+            zero = ir.Constant(_VEC, [0.0] * LANES)
+            for row in sums:
+                for cell in row:
+                    b.store(zero, cell)
+            row_bytes = b.mul(ldx, _int64(_BYTES))
+            with cgutils.for_range(b, n_cols, intp=_I64) as loop:
+                at = b.mul(loop.index, _int64(_BYTES))
+                column = b.sext(b.load(_at(b, pattern, at, _I32)), _I64)
+                source = b.add(x, b.mul(column, row_bytes))
+                loaded = [
+                    b.load(_at(b, source, _VEC_BYTES * v, _VEC), align=_BYTES)
+                    for v in range(vectors)
+                ]
+                first = b.add(weights, b.mul(loop.index, _int64(_BYTES * rows)))
+                if rows >= _PREFETCH_ROWS:
+                    _prefetch(b, first)
+                for r in range(rows):
+                    weight = _splat(b, b.load(_at(b, first, _BYTES * r, _F32)))
+                    for v in range(vectors):
+                        new = b.call(fma, [weight, loaded[v], b.load(sums[r][v])])
+                        b.store(new, sums[r][v])
+            low, high = _splat(b, lo), _splat(b, hi)
+            bits: list[Any] = [ir.Constant(_IVEC, [0] * LANES)] * vectors
+            one = ir.Constant(_IVEC, [1] * LANES)
+            for r in range(rows):
+                offset = _splat(b, b.load(_at(b, bias, _BYTES * r, _F32)))
+                target = b.sext(b.load(_at(b, targets, _BYTES * r, _I32)), _I64)
+                place = b.add(y, b.mul(b.mul(target, ldy), _int64(_BYTES)))
+                for v in range(vectors):
+                    z = b.fadd(b.load(sums[r][v]), offset)
+                    # Ordered comparisons are false for NaN, so that NaN goes through unhidden.
+                    z = b.select(b.fcmp_ordered("<", z, low), low, z)
+                    z = b.select(b.fcmp_ordered(">", z, high), high, z)
+                    b.store(z, _at(b, place, _VEC_BYTES * v, _VEC), align=_BYTES)
+                    # Shifting out the sign makes -0.0 count as the zero that it is.
+                    bits[v] = b.or_(bits[v], b.shl(b.bitcast(z, _IVEC), one))
+            for v in range(vectors):
+                place = _at(b, alive, _VEC_BYTES * v, _IVEC)
+                b.store(b.or_(b.load(place, align=_BYTES), bits[v]), place, align=_BYTES)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return multiply_block
+
+
+#: ``multiply[rows, vectors]``: the intrinsics, for rows 1, 2, 4 … MAX_ROWS and all vectors.
+multiply: dict[tuple[int, int], Callable[..., None]] = {
+    (rows, vectors): _block_multiply(rows, vectors)
+    for rows in (1, 2, 4, 8)
+    if rows <= MAX_ROWS
+    for vectors in range(1, MAX_VECTORS + 1)
+}
+
+
+def emulate(
+    x: NDArray[np.float32],
+    pattern: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    lo: float,
+    hi: float,
+) -> NDArray[np.float32]:
+    """Compute what a block does: ``clamp(weights.T @ x[pattern] + bias, lo, hi)``."""
+    z = weights.T @ x[pattern] + bias[:, None]
+    return np.asarray(np.clip(z, lo, hi), dtype=np.float32)
+
+
+@intrinsic
+def compress(
+    typing_context: Any, source: Any, alive: Any, target: Any
+) -> Any:  # pragma: no cover - compiled
+    """Store the lanes of one vector whose `alive` word is not zero, packed, at `target`.
+
+    Arguments are addresses: float32 source, int32 alive words, float32 target. All LANES lanes of
+    the target are written, the ones behind the packed lanes with garbage, so the caller leaves
+    room for a whole vector and writes from left to right. Returns how many lanes were kept.
+    """
+    signature = types.int64(types.int64, types.int64, types.int64)
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        source, alive, target = args
+        mask_type = ir.VectorType(ir.IntType(1), LANES)
+        squeeze = cgutils.get_or_insert_function(
+            b.module,
+            ir.FunctionType(_VEC, [_VEC, mask_type, _VEC]),
+            f"llvm.experimental.vector.compress.v{LANES}f32",
+        )
+        words = b.load(_at(b, alive, 0, _IVEC), align=_BYTES)
+        mask = b.icmp_unsigned("!=", words, ir.Constant(_IVEC, [0] * LANES))
+        values = b.load(_at(b, source, 0, _VEC), align=_BYTES)
+        packed = b.call(squeeze, [values, mask, ir.Constant(_VEC, ir.Undefined)])
+        b.store(packed, _at(b, target, 0, _VEC), align=_BYTES)
+        bits = b.bitcast(mask, ir.IntType(LANES))
+        return b.ctpop(b.zext(bits, _I64))
+
+    return signature, generate
+
+
+@intrinsic
+def atomic_add(
+    typing_context: Any, address: Any, amount: Any
+) -> Any:  # pragma: no cover - compiled
+    """Add to the int64 at `address` and return what was there before: how threads share work."""
+    signature = types.int64(types.int64, types.int64)
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        pointer = b.inttoptr(args[0], _I64.as_pointer())
+        return b.atomic_rmw("add", pointer, args[1], "monotonic")
+
+    return signature, generate

@@ -1,0 +1,145 @@
+"""From what a person types to objects: a MODEL or INPUTS argument is a path or a name.
+
+Networks by name: ``graph-challenge:1024-120`` (neurons-layers), ``graph-challenge:1024`` (120
+layers). Inputs by name: ``graph-challenge:1024`` (needs MNIST), ``digits:1024``, ``mnist:train``,
+``mnist:test``. Anything else is a path; a path wins over a name that looks the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsednn.errors import InputError, UnknownNameError, UsageError
+from sparsednn.inputs import InputSet
+from sparsednn.network import NetworkSummary, SparseNetwork
+
+__all__ = ["load_inputs", "load_network", "summarize"]
+
+_DEFAULT_LAYERS = 120
+
+
+def _is_path(text: str) -> bool:
+    """Whether the text is meant as a path: it exists, or it could not be a name."""
+    return Path(text).exists() or ":" not in text or "/" in text.partition(":")[0]
+
+
+def _number(text: str, what: str, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UnknownNameError(f"'{name}': '{text}' is not a number of {what}") from None
+
+
+def load_network(
+    model: str, *, layers: int | None = None, bias: float | None = None
+) -> SparseNetwork:
+    """Load the network that `model` names.
+
+    Parameters
+    ----------
+    model
+        A path (any known format) or a name.
+    layers
+        Only the first so many layers.
+    bias
+        For formats that store none (a Graph Challenge folder): one bias for all neurons.
+
+    Raises
+    ------
+    InputError
+        (any of its kinds) if there is no such file or name, or its content cannot be used.
+    UsageError
+        If an option does not apply to this kind of model.
+    """
+    if layers is not None and layers < 1:
+        raise UsageError(f"--layers must be at least 1, found {layers}")
+    if _is_path(model):
+        from sparsednn.formats import read_network
+
+        return read_network(Path(model), layers=layers, bias=bias)
+    kind, _, rest = model.partition(":")
+    if kind != "graph-challenge":
+        raise UnknownNameError(
+            f"'{model}': no such file, and no network of this name "
+            "(known: graph-challenge:NEURONS-LAYERS)"
+        )
+    if bias is not None:
+        raise UsageError(f"--bias does not apply to '{model}': its biases are part of it")
+    from sparsednn.datasets import graph_challenge_network
+
+    neurons, dash, depth = rest.partition("-")
+    if dash and layers is not None and layers > _number(depth, "layers", model):
+        raise InputError(f"'{model}' has {depth} layers, --layers asks for {layers}")
+    count = layers or (_number(depth, "layers", model) if dash else _DEFAULT_LAYERS)
+    return graph_challenge_network(_number(neurons, "neurons", model), count)
+
+
+def summarize(
+    model: str, *, layers: int | None = None, bias: float | None = None
+) -> NetworkSummary:
+    """What ``inspect`` prints; of a native file only the header is read."""
+    if _is_path(model):
+        from sparsednn.formats import summarize_network
+
+        return summarize_network(Path(model), layers=layers, bias=bias)
+    return load_network(model, layers=layers, bias=bias).summary
+
+
+def load_inputs(
+    source: str,
+    *,
+    n_features: int | None = None,
+    mnist: Path | None = None,
+    images: int | None = None,
+) -> InputSet:
+    """Load the input columns that `source` names.
+
+    Parameters
+    ----------
+    source
+        A path (TSV, .npz, .npy, .safetensors) or a name.
+    n_features
+        What the network takes, where it is known; the inputs must have it.
+    mnist
+        The folder with the MNIST idx files, for names that need them.
+    images
+        Only the first so many images.
+
+    Raises
+    ------
+    InputError
+        (any of its kinds) if there is no such file or name, or its content cannot be used.
+    """
+    if images is not None and images < 1:
+        raise UsageError(f"--images must be at least 1, found {images}")
+    if _is_path(source):
+        from sparsednn.formats import read_inputs
+
+        inputs = read_inputs(Path(source), n_features=n_features)
+    else:
+        inputs = _inputs_by_name(source, mnist, images)
+    if images is not None and images < inputs.n_images:
+        inputs = inputs.columns(0, images)
+    return inputs
+
+
+def _inputs_by_name(source: str, mnist: Path | None, images: int | None) -> InputSet:
+    from sparsednn import datasets
+
+    kind, _, rest = source.partition(":")
+    match kind:
+        case "graph-challenge":
+            pixels, _labels = datasets.load_mnist(mnist, "train")
+            neurons = _number(rest.partition("-")[0], "neurons", source)
+            return datasets.graph_challenge_inputs(neurons, pixels, limit=images)
+        case "digits":
+            return datasets.digits_inputs(_number(rest, "neurons", source), limit=images)
+        case "mnist" if rest in ("train", "test"):
+            pixels, _labels = datasets.load_mnist(mnist, "train" if rest == "train" else "test")
+            columns = pixels.reshape(len(pixels), -1).T
+            return InputSet.from_dense(columns / 255, name=source)
+        case _:
+            raise UnknownNameError(
+                f"'{source}': no such file, and no inputs of this name (known: "
+                "graph-challenge:NEURONS, digits:NEURONS, mnist:train, mnist:test)"
+            )

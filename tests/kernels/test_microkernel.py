@@ -1,0 +1,53 @@
+"""Each register block against its readable twin."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+from sparsednn.kernels.microkernel import LANES, compress, emulate, multiply
+
+
+@pytest.mark.parametrize(("rows", "vectors"), sorted(multiply))
+@pytest.mark.parametrize("columns", [0, 1, 5])
+def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
+    block = multiply[rows, vectors]
+
+    @numba.njit
+    def call(x, ldx, pattern, weights, bias, target, y, ldy, lo, hi, alive):  # type: ignore[no-untyped-def]
+        block(
+            x.ctypes.data, ldx, pattern.ctypes.data, pattern.size, weights.ctypes.data,
+            bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, lo, hi, alive.ctypes.data,
+        )  # fmt: skip
+
+    rng = np.random.default_rng(rows * 10 + vectors)
+    width = vectors * LANES
+    x = rng.standard_normal((9, width + 3)).astype(np.float32)
+    pattern = rng.choice(9, columns, replace=False).astype(np.int32)
+    weights = rng.standard_normal((columns, rows)).astype(np.float32)
+    bias = rng.standard_normal(rows).astype(np.float32)
+    target = rng.permutation(rows).astype(np.int32)
+    y = np.full((rows, width + 1), 99, np.float32)
+    alive = np.zeros(width, np.int32)
+    lo, hi = np.float32(0), np.float32(0.8)
+    call(x, x.shape[1], pattern, weights, bias, target, y, y.shape[1], lo, hi, alive)
+    expected = emulate(x[:, :width], pattern, weights, bias, 0.0, 0.8)
+    np.testing.assert_allclose(y[target, :width], expected, rtol=1e-5, atol=1e-6)
+    assert (y[:, width] == 99).all(), "nothing is written behind the panel"
+    np.testing.assert_array_equal(alive != 0, y[:, :width].any(axis=0))
+
+
+def test_compress_packs_the_live_lanes() -> None:
+    @numba.njit
+    def call(source, alive, target):  # type: ignore[no-untyped-def]
+        return compress(source.ctypes.data, alive.ctypes.data, target.ctypes.data)
+
+    rng = np.random.default_rng(1)
+    source = rng.standard_normal(LANES).astype(np.float32)
+    for _ in range(20):
+        alive = rng.integers(0, 2, LANES).astype(np.int32) * rng.integers(1, 2**31 - 1)
+        target = np.zeros(LANES, np.float32)
+        kept = call(source, alive.astype(np.int32), target)
+        assert kept == np.count_nonzero(alive)
+        np.testing.assert_array_equal(target[:kept], source[alive != 0])
