@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import input_sets, networks, random_layer
 
+from networks import input_sets, networks, random_layer
 from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.errors import UsageError
 from sparsednn.kernels import KERNELS, get_kernel

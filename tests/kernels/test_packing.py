@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import given, settings
-from networks import networks
 
+from networks import networks
 from sparsednn import SparseLayer, SparseNetwork
 from sparsednn.kernels.microkernel import MAX_ROWS
 from sparsednn.kernels.packing import group_rows, pack
