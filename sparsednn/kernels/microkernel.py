@@ -93,10 +93,12 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
 
     x, ldx
         Activations of the layer's input, first column of the panel; elements per row.
-    pattern, n_cols
-        int32 column indices that all rows of the block share; how many.
-    weights
-        float32 ``(n_cols, rows)``: for each column the rows' weights, side by side.
+    pattern, weights
+        int32 column indices that all rows of the block share; float32 ``(columns, rows)``: for
+        each column the rows' weights, side by side.
+    order, n_cols
+        int32 positions in the pattern that are to be multiplied, and how many: all of them, or
+        those whose activations are not all zero in this tile.
     bias, targets
         float32 and int32, ``(rows,)``: each row's bias, and its place in the output.
     y, ldy
@@ -105,6 +107,9 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         The activation clamps to [lo, hi]: (0, inf) is ReLU, (-inf, inf) the identity.
     alive
         int32 per column of the panel: the bits of every nonzero output are or-ed into it.
+    filled
+        uint8 per output row: set to 1 where a row is not all zero in this panel. 0 (no address):
+        nobody wants to know.
     """
 
     @intrinsic
@@ -113,8 +118,9 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         x: Any,
         ldx: Any,
         pattern: Any,
-        n_cols: Any,
         weights: Any,
+        order: Any,
+        n_cols: Any,
         bias: Any,
         targets: Any,
         y: Any,
@@ -122,11 +128,14 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         lo: Any,
         hi: Any,
         alive: Any,
+        filled: Any,
     ) -> Any:
-        signature = types.void(*[types.int64] * 9, types.float32, types.float32, types.int64)
+        reals = [types.float32] * 2
+        signature = types.void(*[types.int64] * 10, *reals, types.int64, types.int64)
 
         def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-            x, ldx, pattern, n_cols, weights, bias, targets, y, ldy, lo, hi, alive = args
+            x, ldx, pattern, weights, order, n_cols, bias, targets = args[:8]
+            y, ldy, lo, hi, alive, filled = args[8:]
             fma = cgutils.get_or_insert_function(
                 b.module, ir.FunctionType(_VEC, [_VEC] * 3), f"llvm.fma.v{LANES}f32"
             )
@@ -137,14 +146,16 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
                     b.store(zero, cell)
             row_bytes = b.mul(ldx, _int64(_BYTES))
             with cgutils.for_range(b, n_cols, intp=_I64) as loop:
-                at = b.mul(loop.index, _int64(_BYTES))
+                place = b.mul(loop.index, _int64(_BYTES))
+                position = b.sext(b.load(_at(b, order, place, _I32)), _I64)
+                at = b.mul(position, _int64(_BYTES))
                 column = b.sext(b.load(_at(b, pattern, at, _I32)), _I64)
                 source = b.add(x, b.mul(column, row_bytes))
                 loaded = [
                     b.load(_at(b, source, _VEC_BYTES * v, _VEC), align=_BYTES)
                     for v in range(vectors)
                 ]
-                first = b.add(weights, b.mul(loop.index, _int64(_BYTES * rows)))
+                first = b.add(weights, b.mul(at, _int64(rows)))
                 if rows >= _PREFETCH_ROWS:
                     _prefetch(b, first)
                 for r in range(rows):
@@ -155,10 +166,12 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
             low, high = _splat(b, lo), _splat(b, hi)
             bits: list[Any] = [ir.Constant(_IVEC, [0] * LANES)] * vectors
             one = ir.Constant(_IVEC, [1] * LANES)
+            mark_rows = b.icmp_unsigned("!=", filled, _int64(0))
             for r in range(rows):
                 offset = _splat(b, b.load(_at(b, bias, _BYTES * r, _F32)))
                 target = b.sext(b.load(_at(b, targets, _BYTES * r, _I32)), _I64)
                 place = b.add(y, b.mul(b.mul(target, ldy), _int64(_BYTES)))
+                of_row = ir.Constant(_IVEC, [0] * LANES)
                 for v in range(vectors):
                     z = b.fadd(b.load(sums[r][v]), offset)
                     # Ordered comparisons are false for NaN, so that NaN goes through unhidden.
@@ -166,7 +179,15 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
                     z = b.select(b.fcmp_ordered(">", z, high), high, z)
                     b.store(z, _at(b, place, _VEC_BYTES * v, _VEC), align=_BYTES)
                     # Shifting out the sign makes -0.0 count as the zero that it is.
-                    bits[v] = b.or_(bits[v], b.shl(b.bitcast(z, _IVEC), one))
+                    magnitude = b.shl(b.bitcast(z, _IVEC), one)
+                    bits[v] = b.or_(bits[v], magnitude)
+                    of_row = b.or_(of_row, magnitude)
+                with b.if_then(mark_rows):
+                    lanes = b.icmp_unsigned("!=", of_row, ir.Constant(_IVEC, [0] * LANES))
+                    mask = b.bitcast(lanes, ir.IntType(LANES))
+                    mark = b.zext(b.icmp_unsigned("!=", mask, mask.type(0)), ir.IntType(8))
+                    flag = _at(b, filled, target, ir.IntType(8))
+                    b.store(b.or_(b.load(flag), mark), flag)
             for v in range(vectors):
                 place = _at(b, alive, _VEC_BYTES * v, _IVEC)
                 b.store(b.or_(b.load(place, align=_BYTES), bits[v]), place, align=_BYTES)

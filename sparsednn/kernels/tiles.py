@@ -39,7 +39,8 @@ _M21, _M22, _M23 = (multiply[2, v] for v in (1, 2, 3))
 _M41, _M42, _M43 = (multiply[4, v] for v in (1, 2, 3))
 # Where eight rows do not fit the registers, no block has eight rows; the names must still exist.
 _M81, _M82, _M83 = (multiply[min(8, MAX_ROWS), v] for v in (1, 2, 3))
-_PANEL = LANES * MAX_VECTORS
+#: Rows that are all zero are looked for while at least one in so many is.
+_FEW_ZEROS = 8
 
 
 class Tiling(NamedTuple):
@@ -66,12 +67,20 @@ def multiply_layer(
     ldy: int,
     columns: int,
     alive: int,
+    filled: int,
+    source_filled: NDArray[np.uint8],
+    order: NDArray[np.int32],
 ) -> None:
     """One layer without its second activation pass: ``y = clamp(W x + b)`` on `columns` columns.
 
     `x`, `y` are addresses of ``(n_in, ldx)`` and ``(n_out, ldy)`` float32, `alive` of int32 words,
     one per column. Columns are rounded up to whole vectors: all three must have room for that.
+
+    `source_filled` ``(n_in,)`` says which rows of `x` are not all zero (empty: all count as such),
+    `filled` is the address of the same for `y` (0: not wanted). `order` ``(2, longest pattern)``
+    has 0, 1, 2 … in its first row; the second is working space.
     """
+    skip = source_filled.size > 0
     pattern = net.pattern.ctypes.data
     weights = net.weight.ctypes.data
     bias = net.bias.ctypes.data
@@ -82,6 +91,15 @@ def multiply_layer(
     for group in range(net.layer_group[layer], net.layer_group[layer + 1]):
         p = pattern + 4 * net.group_pattern[group]
         n = net.group_pattern[group + 1] - net.group_pattern[group]
+        o = order[0].ctypes.data
+        if skip:
+            o = order[1].ctypes.data
+            start = net.group_pattern[group]
+            found = 0
+            for k in range(n):
+                order[1, found] = k
+                found += source_filled[net.pattern[start + k]]
+            n = found
         for first in range(0, vectors, MAX_VECTORS):
             v = min(MAX_VECTORS, vectors - first)
             at = 4 * LANES * first
@@ -93,31 +111,31 @@ def multiply_layer(
                 t = target + 4 * row
                 if rows == 8:
                     if v == 3:
-                        _M83(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M83(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                     elif v == 2:
-                        _M82(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M82(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                     else:
-                        _M81(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M81(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                 elif rows == 4:
                     if v == 3:
-                        _M43(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M43(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                     elif v == 2:
-                        _M42(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M42(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                     else:
-                        _M41(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M41(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                 elif rows == 2:
                     if v == 3:
-                        _M23(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M23(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                     elif v == 2:
-                        _M22(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M22(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                     else:
-                        _M21(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                        _M21(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                 elif v == 3:
-                    _M13(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                    _M13(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                 elif v == 2:
-                    _M12(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                    _M12(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
                 else:
-                    _M11(x + at, ldx, p, n, w, b, t, y + at, ldy, lo, hi, alive + at)
+                    _M11(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
 
 
 @jit
@@ -158,21 +176,27 @@ def _expand(
     x: NDArray[np.float32],
     rows: int,
     ld: int,
+    filled: NDArray[np.uint8],
 ) -> None:
-    """Write images `first` … into the zeroed columns of a tile.
+    """Write images `first` … into the zeroed columns of a tile; note the rows that are `filled`.
 
     The feature indices are `narrow` or `wide`, the other is empty; no `values` means all ones.
     """
     x[: rows * ld] = np.float32(0)
+    filled[:rows] = 0
     ones = values.size == 0
     for c in range(columns):
         begin, end = indptr[first + c], indptr[first + c + 1]
         if narrow.size:
             for k in range(begin, end):
-                x[np.int64(narrow[k]) * ld + c] = np.float32(1) if ones else values[k]
+                row = np.int64(narrow[k])
+                x[row * ld + c] = np.float32(1) if ones else values[k]
+                filled[row] = 1
         else:
             for k in range(begin, end):
-                x[np.int64(wide[k]) * ld + c] = np.float32(1) if ones else values[k]
+                row = np.int64(wide[k])
+                x[row * ld + c] = np.float32(1) if ones else values[k]
+                filled[row] = 1
 
 
 @jit
@@ -234,12 +258,22 @@ def _advance(
     pools: NDArray[np.float32],
     pool_ids: NDArray[np.int64],
     pool_count: NDArray[np.int64],
+    pool_filled: NDArray[np.uint8],
+    source_filled: NDArray[np.uint8],
+    filled: NDArray[np.uint8],
+    order: NDArray[np.int32],
     droppable_from: int,
     nonzero: NDArray[np.uint8],
     outputs: NDArray[np.float32],
 ) -> None:
-    """Take a tile from `layer` to the end, into a pool, or until all of it is dead."""
+    """Take a tile from `layer` to the end, into a pool, or until all of it is dead.
+
+    While enough rows of the tile are all zero (blank borders of images, above all), they are left
+    out of the products; `known` says which, and is empty as soon as this does not pay any more.
+    """
     layers = net.code.size
+    nothing = filled[0][:0]
+    known = source_filled
     stride = tiling.stride
     x = source.ctypes.data
     side = 1 if x == scratch[0].ctypes.data else 0
@@ -247,7 +281,21 @@ def _advance(
         y = scratch[side]
         rows = net.width[layer + 1]
         alive[:] = 0
-        multiply_layer(net, layer, x, ld, y.ctypes.data, stride, columns, alive.ctypes.data)
+        if known.size:
+            count = 0
+            for row in range(known.size):
+                count += known[row]
+            if count * _FEW_ZEROS > known.size * (_FEW_ZEROS - 1):
+                known = nothing
+        mark = nothing
+        if known.size and net.code[layer] == CLAMP:
+            mark = filled[side][:rows]
+            mark[:] = 0
+        multiply_layer(
+            net, layer, x, ld, y.ctypes.data, stride, columns, alive.ctypes.data,
+            mark.ctypes.data if mark.size else 0, known, order,
+        )  # fmt: skip
+        known = mark
         if net.code[layer] != CLAMP:
             activate(y, rows, stride, columns, net.code[layer])
             _mark_nonzero(y, rows, stride, columns, alive)
@@ -281,6 +329,8 @@ def _advance(
                         pool_ids[pool, count] = ids[c]
                         count += 1
                 pool_count[pool] = count
+                for row in range(rows):
+                    pool_filled[pool, row] |= known[row] if known.size else np.uint8(1)
                 return
         x = y.ctypes.data
         ld = stride
@@ -301,6 +351,8 @@ def run_cascade(
     alive: NDArray[np.int32],
     pools: NDArray[np.float32],
     pool_ids: NDArray[np.int64],
+    filled: NDArray[np.uint8],
+    order: NDArray[np.int32],
     nonzero: NDArray[np.uint8],
     outputs: NDArray[np.float32],
 ) -> None:
@@ -309,7 +361,8 @@ def run_cascade(
     `next_tile` is shared by the threads (an atomic counter), as are the inputs, `nonzero`
     ``(images,)`` and `outputs` ``(n_out, images)`` (or ``(0, 0)`` if not wanted), of which every
     column is written by one thread. `scratch` ``(2, width * stride)``, `alive`, `pools`
-    ``(pools, width * pool_stride)`` and `pool_ids` are the thread's own.
+    ``(pools, width * pool_stride)``, `pool_ids`, `filled` ``(2 + pools, width)`` and `order` are
+    the thread's own.
     """
     images = indptr.size - 1
     columns = tiling.columns
@@ -319,6 +372,8 @@ def run_cascade(
         if tiling.pool_of_layer[layer] >= 0:
             layer_of_pool[tiling.pool_of_layer[layer]] = layer
     count = np.zeros(depth, np.int64)
+    pool_filled = filled[2:]
+    pool_filled[:] = 0
     ids = np.empty(columns, np.int64)
     more = True
     while True:
@@ -333,11 +388,13 @@ def run_cascade(
                 for c in range(n):
                     ids[c] = first + c
                 _expand(
-                    indptr, narrow, wide, values, first, n, scratch[0], net.width[0], tiling.stride
-                )
+                    indptr, narrow, wide, values, first, n, scratch[0], net.width[0],
+                    tiling.stride, filled[0],
+                )  # fmt: skip
                 _advance(
                     net, tiling, 0, scratch[0], tiling.stride, n, ids, scratch, alive,
-                    pools, pool_ids, count, droppable_from, nonzero, outputs,
+                    pools, pool_ids, count, pool_filled, filled[0][: net.width[0]], filled,
+                    order, droppable_from, nonzero, outputs,
                 )  # fmt: skip
             else:
                 more = False
@@ -353,9 +410,12 @@ def run_cascade(
         layer = layer_of_pool[pool]
         _advance(
             net, tiling, layer, pools[pool], tiling.pool_stride, n, ids, scratch, alive,
-            pools, pool_ids, count, droppable_from, nonzero, outputs,
+            pools, pool_ids, count, pool_filled, pool_filled[pool][: net.width[layer]], filled,
+            order, droppable_from, nonzero, outputs,
         )  # fmt: skip
         rest = count[pool] - n
+        if not rest:
+            pool_filled[pool, :] = 0
         if rest:
             held = pools[pool]
             for row in range(net.width[layer]):
@@ -377,6 +437,7 @@ def multiply_columns(
     sources: NDArray[np.float32],
     targets: NDArray[np.float32],
     alive: NDArray[np.int32],
+    order: NDArray[np.int32],
 ) -> None:
     """One thread's share of one layer on dense columns: ``y = f(W x + b)``.
 
@@ -389,6 +450,7 @@ def multiply_columns(
     columns = tiling.columns
     ld = tiling.stride
     tiles = sources.shape[0]
+    nothing = np.empty(0, np.uint8)
     while True:
         first = tiles * columns * atomic_add(next_tile.ctypes.data, 1)
         if first >= batch:
@@ -403,7 +465,9 @@ def multiply_columns(
             n = min(columns, last - first - tile * columns)
             if n > 0:
                 source, target = sources[tile].ctypes.data, targets[tile].ctypes.data
-                multiply_layer(net, layer, source, ld, target, ld, n, alive.ctypes.data)
+                multiply_layer(
+                    net, layer, source, ld, target, ld, n, alive.ctypes.data, 0, nothing, order
+                )
                 if net.code[layer] != CLAMP:
                     activate(targets[tile], y.shape[0], ld, n, net.code[layer])
         for row in range(y.shape[0]):

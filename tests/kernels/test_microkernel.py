@@ -15,10 +15,11 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     block = multiply[rows, vectors]
 
     @numba.njit
-    def call(x, ldx, pattern, weights, bias, target, y, ldy, lo, hi, alive):  # type: ignore[no-untyped-def]
+    def call(x, ldx, pattern, weights, order, bias, target, y, ldy, lo, hi, alive, filled):  # type: ignore[no-untyped-def]
         block(
-            x.ctypes.data, ldx, pattern.ctypes.data, pattern.size, weights.ctypes.data,
-            bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, lo, hi, alive.ctypes.data,
+            x.ctypes.data, ldx, pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
+            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, lo, hi,
+            alive.ctypes.data, filled.ctypes.data,
         )  # fmt: skip
 
     rng = np.random.default_rng(rows * 10 + vectors)
@@ -31,8 +32,11 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     y = np.full((rows, width + 1), 99, np.float32)
     alive = np.zeros(width, np.int32)
     lo, hi = np.float32(0), np.float32(0.8)
-    call(x, x.shape[1], pattern, weights, bias, target, y, y.shape[1], lo, hi, alive)
-    expected = emulate(x[:, :width], pattern, weights, bias, 0.0, 0.8)
+    order = np.arange(columns, dtype=np.int32)[::2].copy()  # as if every other row were zero
+    filled = np.zeros(rows, np.uint8)
+    call(x, x.shape[1], pattern, weights, order, bias, target, y, y.shape[1], lo, hi, alive, filled)
+    expected = emulate(x[:, :width], pattern[order], weights[order], bias, 0.0, 0.8)
+    np.testing.assert_array_equal(filled[target], expected.any(axis=1))
     np.testing.assert_allclose(y[target, :width], expected, rtol=1e-5, atol=1e-6)
     assert (y[:, width] == 99).all(), "nothing is written behind the panel"
     np.testing.assert_array_equal(alive != 0, y[:, :width].any(axis=0))
