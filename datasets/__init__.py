@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from sparsednn.datasets.digits import digits_images, digits_inputs
 from sparsednn.datasets.graph_challenge import (
-    OFFICIAL_BIAS,
     OFFICIAL_LAYERS,
     OFFICIAL_NONZEROS,
     graph_challenge_inputs,
@@ -21,7 +20,6 @@ from sparsednn.datasets.mnist import is_original_mnist, load_mnist, read_idx
 from sparsednn.datasets.radixnet import radix_net, radix_net_layers
 
 __all__ = [
-    "OFFICIAL_BIAS",
     "OFFICIAL_LAYERS",
     "OFFICIAL_NONZEROS",
     "digits_images",

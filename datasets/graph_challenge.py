@@ -17,25 +17,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.activations import Activation
+from sparsednn.challenge import ACTIVATION, OFFICIAL_BIAS
 from sparsednn.datasets.images import interpolate_images, square_side
 from sparsednn.errors import InputError
 from sparsednn.inputs import InputSet
 from sparsednn.network import SparseLayer, SparseNetwork
 
 __all__ = [
-    "OFFICIAL_BIAS",
     "OFFICIAL_LAYERS",
     "OFFICIAL_NONZEROS",
     "graph_challenge_inputs",
     "graph_challenge_layers",
     "graph_challenge_network",
 ]
-
-# The reader of the challenge's files has the same table; importing it from there would load numba.
-# A test holds the two together.
-OFFICIAL_BIAS: Final = {1024: -0.30, 4096: -0.35, 16384: -0.40, 65536: -0.45}
-"""The bias of all neurons, by the number of neurons of a layer."""
 
 OFFICIAL_LAYERS: Final = (120, 480, 1920)
 """The depths that results are published for."""
@@ -96,7 +90,6 @@ def _layers(neurons: int, layers: int) -> Iterator[SparseLayer]:
     indptr = np.arange(neurons + 1, dtype=np.int64) * _FAN_IN
     values = np.full(neurons * _FAN_IN, 1 / 16, np.float32)
     bias = np.full(neurons, OFFICIAL_BIAS[neurons], np.float32)
-    activation = Activation("clamped_relu", 32.0)
     # MT19937 with this seed is part of the official recipe: a Generator would draw other numbers.
     random = np.random.RandomState(_SEED)
     node = np.arange(n)
@@ -116,7 +109,7 @@ def _layers(neurons: int, layers: int) -> Iterator[SparseLayer]:
             values,
             neurons,
             bias=bias,
-            activation=activation,
+            activation=ACTIVATION,
             check=False,
         )
 

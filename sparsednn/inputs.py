@@ -136,6 +136,8 @@ class InputSet:
         csc = matrix.tocsc()
         if not csc.has_sorted_indices:
             csc = csc.sorted_indices()
+        if csc.nnz != matrix.nnz:  # a COO matrix: SciPy has added up entries of the same place
+            raise InputError(f"{name}: {matrix.nnz - csc.nnz} entries are there twice")
         return cls(csc.indptr, csc.indices, csc.data, csc.shape[0], name=name)
 
     @property

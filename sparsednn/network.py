@@ -156,6 +156,8 @@ class SparseLayer:
         csr = matrix.tocsr()
         if not csr.has_sorted_indices:
             csr = csr.sorted_indices()
+        if csr.nnz != matrix.nnz:  # a COO matrix: SciPy has added up entries of the same place
+            raise InputError(f"{matrix.nnz - csr.nnz} entries of the matrix are there twice")
         return cls(
             csr.indptr, csr.indices, csr.data, csr.shape[1], bias=bias, activation=activation
         )

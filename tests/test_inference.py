@@ -30,7 +30,7 @@ def test_outputs_come_in_order_and_in_pieces(
     whole = np.zeros((12, 333), np.float32)
     pieces: list[int] = []
 
-    def keep(first: int, outputs: np.ndarray) -> None:  # type: ignore[type-arg]
+    def keep(first: int, outputs: np.ndarray) -> None:
         pieces.append(first)
         whole[:, first : first + outputs.shape[1]] = outputs
 

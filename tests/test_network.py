@@ -49,9 +49,9 @@ def test_a_wrong_layer_is_rejected_in_one_line(change: dict[str, object], messag
         "values": [1, 2, 3, 4],
         "n_in": 3,
     }
-    SparseLayer(**good)  # type: ignore[arg-type]
+    SparseLayer(**good)
     with pytest.raises(InputError) as caught:
-        SparseLayer(**(good | change))  # type: ignore[arg-type]
+        SparseLayer(**(good | change))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -71,6 +71,11 @@ def test_from_scipy_sorts_and_refuses_duplicates() -> None:
     twice = csr_array(([1.0, 2.0], [1, 1], [0, 2]), shape=(1, 3))
     with pytest.raises(InputError, match="row 0: column 1 is there twice"):
         SparseLayer.from_scipy(twice)
+    both = coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(1, 3))
+    with pytest.raises(InputError, match="1 entries of the matrix are there twice"):
+        SparseLayer.from_scipy(both)
+    with pytest.raises(InputError, match="x: 1 entries are there twice"):
+        InputSet.from_scipy(both, name="x")
 
 
 def test_layers_must_chain() -> None:
@@ -162,7 +167,7 @@ def test_hash_sees_every_part(network: SparseNetwork) -> None:
             "bias": first.bias,
             "activation": first.activation,
         } | change
-        other = SparseNetwork([SparseLayer(**parts), *network.layers[1:]])  # type: ignore[arg-type]
+        other = SparseNetwork([SparseLayer(**parts), *network.layers[1:]])
         assert other.hash != network.hash
 
 
@@ -194,7 +199,7 @@ def test_input_sets_convert_and_slice(data: st.DataObject) -> None:
 )
 def test_wrong_inputs_are_rejected_in_one_line(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        InputSet(*arguments, name="x.tsv")  # type: ignore[arg-type]
+        InputSet(*arguments, name="x.tsv")
     assert str(caught.value).startswith("x.tsv: ")
     expected = message if not message.startswith("indptr must") else "indptr"
     assert expected in str(caught.value)

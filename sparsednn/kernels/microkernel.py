@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 
 from sparsednn._jit import intrinsic
 
-__all__ = ["LANES", "MAX_ROWS", "MAX_VECTORS", "atomic_add", "compress", "emulate", "multiply"]
+__all__ = [
+    "LANES",
+    "MAX_ROWS",
+    "MAX_VECTORS",
+    "PREFETCH_COLUMNS",
+    "atomic_add",
+    "compress",
+    "emulate",
+    "multiply",
+]
 
 
 def _host_shape() -> tuple[int, int, int]:
@@ -51,9 +60,14 @@ _VEC = ir.VectorType(_F32, LANES)
 _IVEC = ir.VectorType(_I32, LANES)
 _BYTES = 4  # of a float32 and of an int32
 _VEC_BYTES = _BYTES * LANES
-#: How far ahead of the multiplication weights are asked for; 2 to 4 KiB measured best.
+#: A layer's weights are read once per tile, in order, and faster than the processor's own
+#: prefetching keeps up with: they are asked for this far ahead (2 to 4 KiB measured best).
 _PREFETCH_BYTES = 2048
-#: Blocks of fewer rows read weights so slowly that the processor keeps up by itself.
+#: The activations of a pattern lie anywhere; where they do not fit the second-level cache they are
+#: asked for so many columns ahead. Patterns lie one behind another, so this runs into the next
+#: one; behind the last one the caller keeps so many entries (of any value) to be read.
+PREFETCH_COLUMNS = 8
+#: Blocks of fewer rows multiply so little per load that the processor looks ahead far enough.
 _PREFETCH_ROWS = 4
 
 
@@ -75,15 +89,12 @@ def _splat(builder: Any, scalar: Any) -> Any:
 
 
 def _prefetch(builder: Any, address: Any) -> None:
-    """Ask for the weights of some blocks ahead: a layer's weights are read once per tile, in order,
-    and the processor's own prefetching does not keep up with them."""
-    pointer = builder.inttoptr(
-        builder.add(address, _int64(_PREFETCH_BYTES)), ir.IntType(8).as_pointer()
-    )
-    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _I32, _I32, _I32])
+    """Ask for the cache line at `address`, which may be any number: nothing is really read."""
+    byte_pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte_pointer, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     read, keep_near, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
-    builder.call(function, [pointer, read, keep_near, data])
+    builder.call(function, [builder.inttoptr(address, byte_pointer), read, keep_near, data])
 
 
 def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
@@ -157,7 +168,11 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
                 ]
                 first = b.add(weights, b.mul(at, _int64(rows)))
                 if rows >= _PREFETCH_ROWS:
-                    _prefetch(b, first)
+                    _prefetch(b, b.add(first, _int64(_PREFETCH_BYTES)))
+                    later = b.load(_at(b, b.add(pattern, at), _BYTES * PREFETCH_COLUMNS, _I32))
+                    ahead = b.add(x, b.mul(b.sext(later, _I64), row_bytes))
+                    for v in range(vectors):
+                        _prefetch(b, b.add(ahead, _int64(_VEC_BYTES * v)))
                 for r in range(rows):
                     weight = _splat(b, b.load(_at(b, first, _BYTES * r, _F32)))
                     for v in range(vectors):

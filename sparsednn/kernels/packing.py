@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import jit, read_only
-from sparsednn.kernels.microkernel import MAX_ROWS
+from sparsednn.kernels.microkernel import MAX_ROWS, PREFETCH_COLUMNS
 from sparsednn.network import SparseLayer, SparseNetwork
 
 __all__ = ["PackedNetwork", "group_rows", "pack"]
@@ -33,7 +33,8 @@ class PackedNetwork(NamedTuple):
     ``pattern[group_pattern[g]:group_pattern[g+1]]`` and the blocks
     ``group_block[g]:group_block[g+1]``; block b has the rows
     ``target[block_row[b]:block_row[b+1]]`` (and their `bias`) and its weights start at
-    ``weight[block_weight[b]]``.
+    ``weight[block_weight[b]]``. `pattern` is longer than the last group by what the microkernel
+    reads ahead.
     """
 
     layer_group: NDArray[np.int64]
@@ -222,7 +223,9 @@ def pack(network: SparseNetwork) -> PackedNetwork:
         group_block=_offsets([part.blocks_of_group for part in layers]),
         block_row=block_row,
         block_weight=np.concatenate(block_weights),
-        pattern=np.concatenate([part.pattern for part in layers]),
+        pattern=np.concatenate(
+            [*(part.pattern for part in layers), np.zeros(PREFETCH_COLUMNS, np.int32)]
+        ),
         target=np.concatenate([part.target for part in layers]),
         bias=np.concatenate(
             [layer.bias[part.target] for layer, part in zip(network, layers, strict=True)]

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-import sparsednn.formats.graph_challenge as file_format
+from sparsednn.challenge import OFFICIAL_BIAS
 from sparsednn.datasets import (
-    OFFICIAL_BIAS,
     OFFICIAL_NONZEROS,
     graph_challenge_inputs,
     graph_challenge_layers,
@@ -70,12 +69,6 @@ def test_invariants_of_every_size(neurons: int, bias: float) -> None:
         last = layer
     assert last is not None
     SparseLayer(last.indptr, last.indices, last.values, neurons, bias=last.bias)  # all checks
-
-
-def test_the_reader_of_the_official_files_has_the_same_biases() -> None:
-    assert file_format.OFFICIAL_BIAS == OFFICIAL_BIAS
-    (layer,) = graph_challenge_layers(1024, 1)
-    assert layer.activation == file_format.ACTIVATION
 
 
 def test_layers_share_what_is_equal() -> None:

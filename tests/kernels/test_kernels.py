@@ -37,7 +37,7 @@ def small_tiling(network: SparseNetwork, columns: int, keep: float) -> Tiling:
     return Tiling(columns, lines, 2 * columns + 2 * LANES, pools, keep)
 
 
-def run(plan: ReferencePlan | NumbaPlan, network: SparseNetwork, inputs: InputSet):  # type: ignore[no-untyped-def]
+def run(plan: ReferencePlan | NumbaPlan, network: SparseNetwork, inputs: InputSet):
     outputs = np.zeros((network.n_out, inputs.n_images), np.float32)
     nonzero = plan.run(inputs, outputs)
     np.testing.assert_array_equal(nonzero, plan.run(inputs), "with and without outputs")

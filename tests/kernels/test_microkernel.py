@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from sparsednn.kernels.microkernel import LANES, compress, emulate, multiply
+from sparsednn.kernels.microkernel import LANES, PREFETCH_COLUMNS, compress, emulate, multiply
 
 
 @pytest.mark.parametrize(("rows", "vectors"), sorted(multiply))
@@ -15,7 +15,7 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     block = multiply[rows, vectors]
 
     @numba.njit
-    def call(x, ldx, pattern, weights, order, bias, target, y, ldy, lo, hi, alive, filled):  # type: ignore[no-untyped-def]
+    def call(x, ldx, pattern, weights, order, bias, target, y, ldy, lo, hi, alive, filled):
         block(
             x.ctypes.data, ldx, pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
             order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, lo, hi,
@@ -25,7 +25,9 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     rng = np.random.default_rng(rows * 10 + vectors)
     width = vectors * LANES
     x = rng.standard_normal((9, width + 3)).astype(np.float32)
-    pattern = rng.choice(9, columns, replace=False).astype(np.int32)
+    padded = np.zeros(columns + PREFETCH_COLUMNS, np.int32)
+    pattern = padded[:columns]
+    pattern[:] = rng.choice(9, columns, replace=False)
     weights = rng.standard_normal((columns, rows)).astype(np.float32)
     bias = rng.standard_normal(rows).astype(np.float32)
     target = rng.permutation(rows).astype(np.int32)
@@ -44,7 +46,7 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
 
 def test_compress_packs_the_live_lanes() -> None:
     @numba.njit
-    def call(source, alive, target):  # type: ignore[no-untyped-def]
+    def call(source, alive, target):
         return compress(source.ctypes.data, alive.ctypes.data, target.ctypes.data)
 
     rng = np.random.default_rng(1)

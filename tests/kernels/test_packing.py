@@ -11,7 +11,7 @@ from sparsednn.kernels.microkernel import MAX_ROWS
 from sparsednn.kernels.packing import group_rows, pack
 
 
-def unpack(network: SparseNetwork) -> list[np.ndarray]:  # type: ignore[type-arg]
+def unpack(network: SparseNetwork) -> list[np.ndarray]:
     """The dense matrices that the packed arrays describe, read off in the slowest way."""
     packed = pack(network)
     found = []
@@ -57,7 +57,7 @@ def test_groups_are_the_equal_patterns(network: SparseNetwork) -> None:
         np.testing.assert_array_equal(leader, expected)
 
 
-def test_equal_hashes_do_not_join_rows(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_equal_hashes_do_not_join_rows(monkeypatch) -> None:
     # With a hash that is the same for all rows only the comparison keeps the groups apart.
     from sparsednn.kernels import packing
 
