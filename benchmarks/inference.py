@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from peak import fma_lanes_per_second
 
 from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.datasets import graph_challenge_inputs, graph_challenge_network, load_mnist
+from sparsednn.errors import SparseDNNError
 from sparsednn.kernels.cpu import NumbaPlan
 from sparsednn.kernels.reference import ReferencePlan
 from sparsednn.machine import machine
@@ -91,8 +93,15 @@ def torch_step(network: SparseNetwork, threads: int) -> Step | None:
 def mkl_step(network: SparseNetwork, threads: int) -> Step | None:
     if find_spec("sparse_dot_mkl") is None:
         return None
+    # The `mkl` wheel puts the library where sparse_dot_mkl does not look by itself.
+    for library in sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")):
+        os.environ.setdefault("MKL_RT", str(library))
     from scipy.sparse import csr_matrix
-    from sparse_dot_mkl import dot_product_mkl, mkl_set_num_threads
+
+    try:
+        from sparse_dot_mkl import dot_product_mkl, mkl_set_num_threads
+    except ImportError:
+        return None
 
     mkl_set_num_threads(threads)
     weights = [csr_matrix(layer.weight) for layer in network]
@@ -152,7 +161,10 @@ def main() -> None:
     options = parser.parse_args()
     threads: int = options.threads
 
-    pixels, _ = load_mnist(options.mnist, "train")
+    try:
+        pixels, _ = load_mnist(options.mnist, "train")
+    except SparseDNNError as error:
+        sys.exit(f"the official inputs are made from MNIST: {error}")
     inputs = graph_challenge_inputs(1024, pixels)
     network = graph_challenge_network(1024, 120)
     dense_images = inputs.columns(0, 6000)
