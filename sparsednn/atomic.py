@@ -17,7 +17,45 @@ from typing import BinaryIO
 
 from sparsednn.errors import FormatError
 
-__all__ = ["atomic_file", "atomic_folder"]
+__all__ = ["atomic_file", "atomic_folder", "check_target", "folder_for"]
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise what `atomic_file` would, where that can be known before there is anything to write.
+
+    Raises
+    ------
+    FormatError
+        If `path` is a folder, or its folder is missing or must not be written to.
+    """
+    shown = Path(path)
+    with _naming(shown):
+        probe = _beside(_file_target(shown))
+        open(probe, "xb").close()
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def folder_for(path: Path) -> Iterator[Path]:
+    """Make a folder, and those above it; what was made goes again if the body raises.
+
+    Raises
+    ------
+    FormatError
+        If the folder cannot be made.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FormatError(f"{path}: cannot make this folder: {error.strerror}") from error
+        yield path
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # somebody else has put a file into it
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -44,10 +82,7 @@ def atomic_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
     """
     shown = Path(path)
     with _naming(shown):
-        target = Path(os.path.realpath(shown))
-        if target.exists() and not target.is_file():
-            what = "a folder" if target.is_dir() else "not a regular file"
-            raise FormatError(f"{shown}: cannot write: it is {what}")
+        target = _file_target(shown)
         temporary = _beside(target)
         try:
             with open(temporary, "xb") as file:
@@ -124,6 +159,14 @@ def _move_into(
     for name in new:
         os.replace(source / name, target / name)
     source.rmdir()
+
+
+def _file_target(shown: Path) -> Path:
+    target = Path(os.path.realpath(shown))
+    if target.exists() and not target.is_file():
+        what = "a folder" if target.is_dir() else "not a regular file"
+        raise FormatError(f"{shown}: cannot write: it is {what}")
+    return target
 
 
 def _beside(target: Path) -> Path:

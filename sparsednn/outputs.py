@@ -6,20 +6,57 @@ sparse, CSC) and ``.tsv`` (``image neuron value``, 1-based) keep the nonzero ent
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.atomic import atomic_file
+from sparsednn.atomic import atomic_file, check_target
 from sparsednn.errors import UsageError
 from sparsednn.inference import OutputSink
 
-__all__ = ["OUTPUT_SUFFIXES", "output_sink"]
+__all__ = ["OUTPUT_SUFFIXES", "check_outputs", "output_sink"]
 
 OUTPUT_SUFFIXES = (".npy", ".npz", ".tsv")
+
+
+def check_outputs(
+    categories: Path | None, outputs: Path | None, read: Iterable[str | Path | None]
+) -> None:
+    """Raise now what would otherwise be found out after the run, and its result lost.
+
+    Parameters
+    ----------
+    categories, outputs
+        Files to write; None for one that is not wanted.
+    read
+        Files that the run reads (or None, or names that are no files): they stay as they are.
+
+    Raises
+    ------
+    UsageError
+        If two of the files are the same, or `outputs` has no known suffix.
+    FormatError
+        If one of them cannot be written.
+    """
+    taken = {os.path.realpath(path) for path in read if path is not None}
+    if outputs is not None:
+        _check_suffix(outputs)
+    for path in (categories, outputs):
+        if path is None:
+            continue
+        if os.path.realpath(path) in taken:
+            raise UsageError(f"{path}: given twice: this would overwrite what is in it")
+        taken.add(os.path.realpath(path))
+        check_target(path)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in OUTPUT_SUFFIXES:
+        raise UsageError(f"{path}: outputs are written as {', '.join(OUTPUT_SUFFIXES)}")
 
 
 @contextmanager
@@ -33,8 +70,7 @@ def output_sink(path: Path, n_out: int, images: int) -> Iterator[OutputSink]:
     FormatError
         If the file cannot be written; nothing is left behind then.
     """
-    if path.suffix not in OUTPUT_SUFFIXES:
-        raise UsageError(f"{path}: outputs are written as {', '.join(OUTPUT_SUFFIXES)}")
+    _check_suffix(path)
     if path.suffix == ".npy":
         with atomic_file(path) as file:
             shape = (n_out, images)

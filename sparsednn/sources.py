@@ -7,9 +7,10 @@ layers). Inputs by name: ``graph-challenge:1024`` (needs MNIST), ``digits:1024``
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from sparsednn.errors import InputError, UnknownNameError, UsageError
+from sparsednn.errors import FormatError, InputError, UnknownNameError, UsageError
 from sparsednn.inputs import InputSet
 from sparsednn.network import NetworkSummary, SparseNetwork
 
@@ -20,7 +21,7 @@ _DEFAULT_LAYERS = 120
 
 def _is_path(text: str) -> bool:
     """Whether the text is meant as a path: it exists, or it could not be a name."""
-    return Path(text).exists() or ":" not in text or "/" in text.partition(":")[0]
+    return os.path.exists(text) or ":" not in text or "/" in text.partition(":")[0]
 
 
 def _number(text: str, what: str, name: str) -> int:
@@ -116,6 +117,8 @@ def load_inputs(
         from sparsednn.formats import read_inputs
 
         inputs = read_inputs(Path(source), n_features=n_features)
+        if not inputs.n_images:
+            raise FormatError(f"{source}: there are no images in it")
     else:
         inputs = _inputs_by_name(source, mnist, images)
     if images is not None and images < inputs.n_images:

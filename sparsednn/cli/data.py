@@ -42,16 +42,6 @@ def _chosen(name: str, known: dict[str, str]) -> str:
     return known[name]
 
 
-def _folder(path: Path) -> Path:
-    from sparsednn.errors import FormatError
-
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot make this folder: {error.strerror}") from error
-    return path
-
-
 def _integers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -59,8 +49,22 @@ def _integers(text: str, option: str) -> list[int]:
         raise UsageError(f"{option}: '{text}' is not a comma-separated list of numbers") from None
 
 
+#: Options of ``datasets radixnet`` that say nothing about the other kind of network.
+_GENERAL_ONLY = ("widths", "weight", "permute", "seed", "bias", "activation")
+_OFFICIAL_ONLY = ("layers",)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], kind: str) -> None:
+    """Raise if one of these options was given: dropping it in silence would be a wrong network."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name} does not apply to {kind}")
+
+
 @app.command()
 def radixnet(
+    context: typer.Context,
     out: OutOption,
     graph_challenge: Annotated[
         int | None,
@@ -101,6 +105,7 @@ def radixnet(
     ] = "native",
 ) -> None:
     """Write a RadiX-Net: an official Graph Challenge network, or any from radix lists."""
+    from sparsednn.atomic import folder_for
     from sparsednn.datasets import graph_challenge_layers, graph_challenge_network, radix_net
     from sparsednn.formats import write_network
     from sparsednn.formats.graph_challenge import write_layers
@@ -109,17 +114,20 @@ def radixnet(
     if (graph_challenge is None) == (radices is None):
         raise UsageError("give either --graph-challenge NEURONS or --radices LISTS")
     if graph_challenge is not None:
+        _refuse(context, _GENERAL_ONLY, "an official network (--graph-challenge)")
         stem = f"neuron{graph_challenge}"
         if chosen == "graph-challenge":
             # One layer at a time: 65536 neurons by 1920 layers would not fit into memory.
             made = graph_challenge_layers(graph_challenge, layers)
-            target = _folder(out) / stem
-            write_layers(made, target, graph_challenge)
-            note(f"{target}: {layers} layers")
+            with folder_for(out):
+                write_layers(made, out / stem, graph_challenge)
+            note(f"{out / stem}: {layers} layers")
             return
         network = graph_challenge_network(graph_challenge, layers)
         stem += f"-l{layers}"
+        drawn = ""
     else:
+        _refuse(context, _OFFICIAL_ONLY, "a general RadiX-Net (--radices): it has one per radix")
         options: dict[str, Any] = {}
         if widths is not None:
             options["widths"] = _integers(widths, "--widths")
@@ -133,9 +141,11 @@ def radixnet(
             **options,
         )
         stem = f"neuron{network.n_in}" if chosen == "graph-challenge" else "radixnet"
-    target = _folder(out) / (f"{stem}.safetensors" if chosen == "native" else stem)
-    write_network(network, target, format=chosen)
-    note(f"{target}: {len(network)} layers, {network.edges:,} edges, seed {seed}")
+        drawn = f", seed {seed}"
+    target = out / (f"{stem}.safetensors" if chosen == "native" else stem)
+    with folder_for(out):
+        write_network(network, target, format=chosen)
+    note(f"{target}: {len(network)} layers, {network.edges:,} edges{drawn}")
 
 
 def _weight(text: str) -> Any:
@@ -148,10 +158,12 @@ def _weight(text: str) -> Any:
 
 
 def _write_inputs(inputs: Any, out: Path, stem: str, format: str) -> None:
+    from sparsednn.atomic import folder_for
     from sparsednn.formats import write_inputs
 
-    path = _folder(out) / f"{stem}{_INPUT_SUFFIXES[format]}"
-    write_inputs(inputs, path)
+    path = out / f"{stem}{_INPUT_SUFFIXES[format]}"
+    with folder_for(out):
+        write_inputs(inputs, path)
     note(f"{path}: {inputs.n_images} images, {inputs.n_features} features, {inputs.nnz:,} nonzeros")
 
 

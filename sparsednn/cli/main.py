@@ -6,11 +6,14 @@ installed; 1 is a bug of ours, 130 an interrupt.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sparsednn import __version__
 from sparsednn.cli import data, doctor, model, run
@@ -18,7 +21,24 @@ from sparsednn.errors import SparseDNNError
 
 __all__ = ["app", "main"]
 
+
+class _StoppedError(Exception):
+    """Carries (as its cause) what typer would otherwise end the program for in its own way."""
+
+
+class _Program(TyperGroup):
+    """The commands; Ctrl-C and a reader that has gone are left to `main`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise _StoppedError from error
+
+
 app = typer.Typer(
+    cls=_Program,
     name="sparsednn",
     help="Sparse deep neural networks on many processors.",
     no_args_is_help=True,
@@ -60,25 +80,55 @@ app.command("demo")(run.demo)
 
 def main() -> None:
     """Run the program; one line on stderr and an exit code for every error."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name or a sign (×) that the terminal has no letter for must not stop us.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_flushed(_run()))
+
+
+def _run() -> int:
+    """Run the program and tell its error; returns the exit code."""
     try:
         app()
+    except SystemExit as end:  # typer's way to return
+        return end.code if isinstance(end.code, int) else 0
     except SparseDNNError as error:
-        _fail(error, str(error), error.exit_code)
+        return _failed(error, str(error), error.exit_code)
     except MemoryError as error:
-        _fail(error, f"out of memory: {error}" if str(error) else "out of memory", 3)
-    except BrokenPipeError:
+        return _failed(error, f"out of memory: {error}" if str(error) else "out of memory", 3)
+    except ModuleNotFoundError as error:
+        return _failed(error, f"{error} ('sparsednn doctor' says what to install)", 5)
+    except _StoppedError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return _failed(error.__cause__, "interrupted", 130)
         # The reader of our output has gone (``sparsednn … | head``): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except KeyboardInterrupt as error:
-        _fail(error, "interrupted", 130)
+        return _failed(error, "interrupted", 130)
+    except OSError as error:  # stdout is full, say: the library names its files itself
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(error, f"{where}{error.strerror or error}", 3)
     except Exception as error:
-        _fail(error, f"{type(error).__name__}: {error} (--debug shows where)", 1)
+        return _failed(error, f"{type(error).__name__}: {error} (--debug shows where)", 1)
+    return 0
 
 
-def _fail(error: BaseException, message: str, code: int) -> None:
+def _failed(error: BaseException, message: str, code: int) -> int:
     if os.environ.get("SPARSEDNN_DEBUG"):
-        raise error
+        traceback.print_exception(error)
     line = " ".join(message.split())
     print(f"sparsednn: error: {line}", file=sys.stderr)
-    sys.exit(code)
+    return code
+
+
+def _flushed(code: int) -> int:
+    """Write out what is left of stdout, which Python would do later, and with a traceback."""
+    if sys.stdout is None:  # closed by the caller
+        return code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not code and not isinstance(error, BrokenPipeError):
+            return _failed(error, f"cannot write to stdout: {error.strerror}", 3)
+    return code

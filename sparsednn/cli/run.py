@@ -19,7 +19,7 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
-from sparsednn.errors import AnswerMismatchError, FormatError
+from sparsednn.errors import AnswerMismatchError, FormatError, UsageError
 
 
 def infer(
@@ -66,15 +66,23 @@ def infer(
     from sparsednn.inference import compare_categories
     from sparsednn.inference import infer as run_inference
     from sparsednn.kernels import get_kernel
-    from sparsednn.outputs import output_sink
+    from sparsednn.outputs import check_outputs, output_sink
     from sparsednn.sources import load_inputs, load_network
 
-    get_kernel(kernel)  # a wrong name is told before anything is read
+    # What is wrong with the call is told before anything is read or run.
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be at least 1, found {threads}")
+    check_outputs(categories_out, outputs_out, (model, inputs, truth))
+    get_kernel(kernel)
     expected = None if truth is None else read_categories(truth)
     start = time.perf_counter()
     network = load_network(model, layers=layers, bias=bias)
     columns = load_inputs(inputs, n_features=network.n_in, mnist=mnist, images=images)
     read_seconds = time.perf_counter() - start
+    if expected is not None and expected.size and int(expected[-1]) > columns.n_images:
+        raise FormatError(
+            f"{truth}: has image {int(expected[-1])}, but there are only {columns.n_images}"
+        )
     with ExitStack() as stack:
         sink = None
         if outputs_out is not None:
@@ -87,10 +95,6 @@ def infer(
     difference = None
     verdict = None
     if expected is not None:
-        if expected.size and int(expected[-1]) > columns.n_images:
-            raise FormatError(
-                f"{truth}: has image {int(expected[-1])}, but only {columns.n_images} were run"
-            )
         difference = compare_categories(found, expected)
         verdict = "pass" if difference is None else "fail"
     summary: dict[str, Any] = {
@@ -125,7 +129,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "not given"
     if isinstance(value, float):
-        return f"{value:.3e}"
+        return f"{value:.3e}" if value >= 1e6 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

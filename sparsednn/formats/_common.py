@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from sparsednn.errors import FormatError, InputError, UsageError
 
 __all__ = [
+    "FLOAT32_MAX",
     "FOLDER_FILES",
     "cpu_count",
     "first_layers",
@@ -26,6 +27,9 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
+FLOAT32_MAX: Final = (2.0 - 2.0**-23) * 2.0**127
+"""The largest weight or bias."""
+
 FOLDER_FILES: Final = {
     "graph-challenge": re.compile(r"neuron[0-9]+|n[0-9]+-l[0-9]+\.tsv(\.gz)?"),
     "npz": re.compile(r".*\.npz"),
@@ -36,7 +40,10 @@ FOLDER_FILES: Final = {
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn every `OSError` of the body into a one-line `FormatError` that names `path`."""
+    """Turn every `OSError` of the body into a `FormatError` that names `path`.
+
+    A `MemoryError` stays one, and names it, too.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -47,6 +54,8 @@ def reading(path: Path) -> Iterator[None]:
         raise FormatError(f"{path}: is a file, a folder was expected") from error
     except OSError as error:
         raise FormatError(f"{path}: cannot read: {error.strerror or error}") from error
+    except MemoryError as error:  # of sizes that are garbage, mostly
+        raise MemoryError(f"{path}: {error}") from error
 
 
 @contextlib.contextmanager

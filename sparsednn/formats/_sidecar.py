@@ -14,7 +14,6 @@ behind all layers but the last, identity behind the last, and one bias for all (
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,14 @@ from numpy.typing import NDArray
 from sparsednn.activations import Activation
 from sparsednn.atomic import atomic_file, atomic_folder
 from sparsednn.errors import FormatError, UsageError
-from sparsednn.formats._common import first_layers, located, natural_key, of_another_format, reading
+from sparsednn.formats._common import (
+    FLOAT32_MAX,
+    first_layers,
+    located,
+    natural_key,
+    of_another_format,
+    reading,
+)
 from sparsednn.network import SparseLayer, SparseNetwork
 
 __all__ = ["SIDECAR", "layer_from_matrix", "read_matrices", "write_matrices"]
@@ -71,8 +77,8 @@ def read_matrices(
     FormatError, ShapeError, InputError, UsageError
         As the public readers say.
     """
-    if bias is not None and not math.isfinite(bias):
-        raise UsageError(f"{path}: bias {bias}: it must be finite")
+    if bias is not None and not abs(bias) <= FLOAT32_MAX:
+        raise UsageError(f"{path}: bias {bias}: it must be finite, in float32")
     if path.is_dir():
         name, entries = _entries(path, suffixes, bias)
     else:
@@ -200,7 +206,7 @@ def _entry(sidecar: Path, number: int, layer: Any, names: Sequence[str]) -> _Ent
     bias = layer.get("bias", 0.0)
     if isinstance(bias, str):
         bias = _inside(where, sidecar, bias)
-    elif type(bias) not in (int, float) or not abs(bias) <= float(np.finfo(np.float32).max):
+    elif type(bias) not in (int, float) or not abs(bias) <= FLOAT32_MAX:
         shown = repr(bias)[:40]
         raise FormatError(f"{where}: bias {shown} is neither a float32 number nor a file name")
     if "file" not in layer and number > len(names):

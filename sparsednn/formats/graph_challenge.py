@@ -10,7 +10,6 @@ equals adding it everywhere as long as it is not positive, so a positive one is 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from sparsednn.atomic import atomic_folder
 from sparsednn.challenge import ACTIVATION, OFFICIAL_BIAS
 from sparsednn.errors import FormatError, InputError, UsageError
 from sparsednn.formats._common import (
+    FLOAT32_MAX,
     first_layers,
     located,
     of_another_format,
@@ -219,9 +219,9 @@ def _bias(folder: Path, neurons: int, bias: float | None) -> float:
                 f"{folder}: there is no official bias for {neurons} neurons: give one with --bias"
             )
         return OFFICIAL_BIAS[neurons]
-    if not (math.isfinite(bias) and bias <= 0):
+    if not -FLOAT32_MAX <= bias <= 0:
         raise UsageError(
             f"{folder}: bias {bias}: it must not be positive, as the challenge adds it to nonzero "
-            "sums only, which equals adding it everywhere only then"
+            "sums only, which equals adding it everywhere only then; and finite in float32"
         )
     return bias

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from sparsednn._jit import read_only
 from sparsednn.inputs import InputSet
+from sparsednn.kernels.cascade import Images, Workspace, run_cascade
 from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
 from sparsednn.kernels.packing import pack
-from sparsednn.kernels.tiles import Tiling, multiply_columns, run_cascade
+from sparsednn.kernels.tiles import Tiling, multiply_columns
 from sparsednn.machine import Machine, machine
 from sparsednn.network import SparseNetwork
 
@@ -133,38 +134,46 @@ class NumbaPlan:
         self, inputs: InputSet, outputs: NDArray[np.float32] | None = None
     ) -> NDArray[np.bool_]:
         """Run all layers on all columns, tile by tile; threads take tiles as they come."""
-        tiling = self.tiling
-        nonzero = np.zeros(inputs.n_images, np.uint8)
-        filled = np.empty((0, 0), np.float32) if outputs is None else outputs
-        values = read_only(np.empty(0, np.float32) if inputs.values is None else inputs.values)
-        # Both index widths are handed over, one of them empty: one compilation serves both.
+        values = np.asarray(() if inputs.values is None else inputs.values, np.float32)
         is_narrow = inputs.indices.dtype == np.uint16
-        narrow = np.asarray(inputs.indices if is_narrow else (), np.uint16)
-        wide = np.asarray(() if is_narrow else inputs.indices, np.int32)
-        features = read_only(inputs.indptr), read_only(narrow), read_only(wide), values
+        images = Images(
+            indptr=read_only(inputs.indptr),
+            # Both index widths are handed over, one of them empty: one compilation serves both.
+            narrow=read_only(np.asarray(inputs.indices if is_narrow else (), np.uint16)),
+            wide=read_only(np.asarray(() if is_narrow else inputs.indices, np.int32)),
+            values=read_only(values),
+            nonzero=np.zeros(inputs.n_images, np.uint8),
+            outputs=np.empty((0, 0), np.float32) if outputs is None else outputs,
+        )
         next_tile = np.zeros(1, np.int64)
-        pools = int(tiling.pool_of_layer.max()) + 1
-        tiles = -(-inputs.n_images // tiling.columns)
 
         def work() -> None:
             run_cascade(
                 self.packed,
-                tiling,
-                *features,
+                self.tiling,
+                images,
+                self._workspace(),
                 self._droppable_from,
                 next_tile,
-                _aligned((2, self._widest * tiling.stride), np.float32),
-                _aligned((tiling.stride,), np.int32),
-                _aligned((pools, self._widest * tiling.pool_stride), np.float32),
-                np.empty((pools, tiling.pool_stride), np.int64),
-                np.empty((2 + pools, self._widest), np.uint8),
-                self._order(),
-                nonzero,
-                filled,
             )
 
+        tiles = -(-inputs.n_images // self.tiling.columns)
         _in_threads(work, max(1, min(self.threads, tiles)))
-        return nonzero.view(np.bool_)
+        return images.nonzero.view(np.bool_)
+
+    def _workspace(self) -> Workspace:
+        stride = self.tiling.stride
+        pools = int(self.tiling.pool_of_layer.max()) + 1
+        return Workspace(
+            scratch=_aligned((2, self._widest * stride), np.float32),
+            alive=_aligned((stride,), np.int32),
+            pools=_aligned((pools, self._widest * self.tiling.pool_stride), np.float32),
+            pool_ids=np.empty((pools, self.tiling.pool_stride), np.int64),
+            held=np.zeros(pools, np.int64),
+            filled=np.zeros((2 + pools, self._widest), np.uint8),
+            order=self._order(),
+            ids=np.zeros(self.tiling.columns, np.int64),
+        )
 
     def forward_layer(self, layer: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """One layer on dense columns, C-contiguous ``(n_in, batch)`` float32."""

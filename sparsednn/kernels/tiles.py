@@ -1,17 +1,8 @@
-"""Compiled loops over tiles of columns: one layer of a tile, and the cascade through all layers.
+"""One layer of a tile, compiled: from packed blocks to calls of the microkernel.
 
 A *tile* is a block of columns (images) whose activations of two neighbouring layers fit the cache
-together, stored ``(neurons, ld)`` with an odd number of cache lines per row, so that a power-of-two
-number of neurons does not fall into a few cache sets.
-
-**The cascade.** Columns die (become all zero) at very different layers; in the official networks
-3 % live through layer 13. Sending a tile straight through all layers would mostly multiply dead
-lanes; waiting for all columns after each layer would push everything through main memory. So every
-thread keeps a small *pool* in front of some layers. A tile runs on until less than `keep` of it is
-alive in front of a layer that has a pool; its live columns are packed into that pool. A pool that
-holds a full tile is run next, the deepest first, so that all tiles in flight stay full and the
-memory is bounded: at most two tiles per pool. What is left at the end is run from the first pool to
-the last. Columns never mix, so neither the order nor the threads change any result, bit by bit.
+together, stored ``(neurons, stride)`` with an odd number of cache lines per row, so that a
+power-of-two number of neurons does not fall into a few cache sets.
 """
 
 from __future__ import annotations
@@ -22,32 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import jit
-from sparsednn.kernels.microkernel import (
-    LANES,
-    MAX_ROWS,
-    MAX_VECTORS,
-    atomic_add,
-    compress,
-    multiply,
-)
+from sparsednn.kernels.microkernel import LANES, MAX_ROWS, MAX_VECTORS, atomic_add, multiply
 from sparsednn.kernels.packing import CLAMP, SIGMOID, SOFTMAX, PackedNetwork
 
-__all__ = ["Tiling", "multiply_columns", "run_cascade"]
+__all__ = ["Tiling", "activate", "multiply_columns", "multiply_layer"]
 
 _M11, _M12, _M13 = (multiply[1, v] for v in (1, 2, 3))
 _M21, _M22, _M23 = (multiply[2, v] for v in (1, 2, 3))
 _M41, _M42, _M43 = (multiply[4, v] for v in (1, 2, 3))
 # Where eight rows do not fit the registers, no block has eight rows; the names must still exist.
 _M81, _M82, _M83 = (multiply[min(8, MAX_ROWS), v] for v in (1, 2, 3))
-#: Rows that are all zero are looked for while at least one in so many is.
-_FEW_ZEROS = 8
 
 
 class Tiling(NamedTuple):
-    """Sizes of a cascade: columns per tile, row strides, and which layers have a pool.
+    """Sizes: columns per tile, elements per row, and which layers have a pool (see `cascade`).
 
     ``pool_of_layer[l]`` is the pool in front of layer l, or -1; ``keep`` is the fraction of a tile
-    that must be alive to go on without packing.
+    that must be alive to go on without packing. Rows of a pool have room for two tiles and one
+    vector, as packing writes whole vectors.
     """
 
     columns: int
@@ -163,267 +146,6 @@ def activate(y: NDArray[np.float32], rows: int, ld: int, columns: int, code: int
                 y[r * ld + c] = (one if z >= 0 else e) / (one + e)
             else:
                 y[r * ld + c] = np.tanh(z)
-
-
-@jit
-def _expand(
-    indptr: NDArray[np.int64],
-    narrow: NDArray[np.uint16],
-    wide: NDArray[np.int32],
-    values: NDArray[np.float32],
-    first: int,
-    columns: int,
-    x: NDArray[np.float32],
-    rows: int,
-    ld: int,
-    filled: NDArray[np.uint8],
-) -> None:
-    """Write images `first` … into the zeroed columns of a tile; note the rows that are `filled`.
-
-    The feature indices are `narrow` or `wide`, the other is empty; no `values` means all ones.
-    """
-    x[: rows * ld] = np.float32(0)
-    filled[:rows] = 0
-    ones = values.size == 0
-    for c in range(columns):
-        begin, end = indptr[first + c], indptr[first + c + 1]
-        if narrow.size:
-            for k in range(begin, end):
-                row = np.int64(narrow[k])
-                x[row * ld + c] = np.float32(1) if ones else values[k]
-                filled[row] = 1
-        else:
-            for k in range(begin, end):
-                row = np.int64(wide[k])
-                x[row * ld + c] = np.float32(1) if ones else values[k]
-                filled[row] = 1
-
-
-@jit
-def _pack_live(
-    y: int, ldy: int, rows: int, columns: int, alive: int, pool: int, ldp: int, count: int
-) -> None:
-    """Append the live columns of a tile to a pool, row by row (addresses; strides in elements)."""
-    for row in range(rows):
-        source = y + 4 * row * ldy
-        target = pool + 4 * (row * ldp + count)
-        for at in range(0, columns, LANES):
-            target += 4 * compress(source + 4 * at, alive + 4 * at, target)
-
-
-@jit
-def _finish(
-    y: NDArray[np.float32],
-    rows: int,
-    ld: int,
-    columns: int,
-    ids: NDArray[np.int64],
-    alive: NDArray[np.int32],
-    nonzero: NDArray[np.uint8],
-    outputs: NDArray[np.float32],
-) -> None:
-    """Note which images end nonzero and, where wanted, write their output columns."""
-    for c in range(columns):
-        if alive[c] != 0:
-            nonzero[ids[c]] = 1
-    if outputs.shape[0] == rows:
-        for r in range(rows):
-            for c in range(columns):
-                outputs[r, ids[c]] = y[r * ld + c]
-
-
-@jit
-def _mark_nonzero(
-    y: NDArray[np.float32], rows: int, ld: int, columns: int, alive: NDArray[np.int32]
-) -> None:
-    """Recompute the alive words after a second activation pass."""
-    alive[:columns] = 0
-    for r in range(rows):
-        for c in range(columns):
-            if y[r * ld + c] != 0:
-                alive[c] = 1
-
-
-@jit
-def _advance(
-    net: PackedNetwork,
-    tiling: Tiling,
-    layer: int,
-    source: NDArray[np.float32],
-    ld: int,
-    columns: int,
-    ids: NDArray[np.int64],
-    scratch: NDArray[np.float32],
-    alive: NDArray[np.int32],
-    pools: NDArray[np.float32],
-    pool_ids: NDArray[np.int64],
-    pool_count: NDArray[np.int64],
-    pool_filled: NDArray[np.uint8],
-    source_filled: NDArray[np.uint8],
-    filled: NDArray[np.uint8],
-    order: NDArray[np.int32],
-    droppable_from: int,
-    nonzero: NDArray[np.uint8],
-    outputs: NDArray[np.float32],
-) -> None:
-    """Take a tile from `layer` to the end, into a pool, or until all of it is dead.
-
-    While enough rows of the tile are all zero (blank borders of images, above all), they are left
-    out of the products; `known` says which, and is empty as soon as this does not pay any more.
-    """
-    layers = net.code.size
-    nothing = filled[0][:0]
-    known = source_filled
-    stride = tiling.stride
-    x = source.ctypes.data
-    side = 1 if x == scratch[0].ctypes.data else 0
-    while True:
-        y = scratch[side]
-        rows = net.width[layer + 1]
-        alive[:] = 0
-        if known.size:
-            count = 0
-            for row in range(known.size):
-                count += known[row]
-            if count * _FEW_ZEROS > known.size * (_FEW_ZEROS - 1):
-                known = nothing
-        mark = nothing
-        if known.size and net.code[layer] == CLAMP:
-            mark = filled[side][:rows]
-            mark[:] = 0
-        multiply_layer(
-            net, layer, x, ld, y.ctypes.data, stride, columns, alive.ctypes.data,
-            mark.ctypes.data if mark.size else 0, known, order,
-        )  # fmt: skip
-        known = mark
-        if net.code[layer] != CLAMP:
-            activate(y, rows, stride, columns, net.code[layer])
-            _mark_nonzero(y, rows, stride, columns, alive)
-        layer += 1
-        if layer == layers:
-            _finish(y, rows, stride, columns, ids, alive, nonzero, outputs)
-            return
-        if layer >= droppable_from:
-            live = 0
-            for c in range(columns):
-                if alive[c] != 0:
-                    live += 1
-            if live == 0:
-                return
-            pool = tiling.pool_of_layer[layer]
-            if pool >= 0 and live < tiling.keep * tiling.columns:
-                alive[columns:] = 0
-                count = pool_count[pool]
-                _pack_live(
-                    y.ctypes.data,
-                    stride,
-                    rows,
-                    columns,
-                    alive.ctypes.data,
-                    pools[pool].ctypes.data,
-                    tiling.pool_stride,
-                    count,
-                )
-                for c in range(columns):
-                    if alive[c] != 0:
-                        pool_ids[pool, count] = ids[c]
-                        count += 1
-                pool_count[pool] = count
-                for row in range(rows):
-                    pool_filled[pool, row] |= known[row] if known.size else np.uint8(1)
-                return
-        x = y.ctypes.data
-        ld = stride
-        side = 1 - side
-
-
-@jit
-def run_cascade(
-    net: PackedNetwork,
-    tiling: Tiling,
-    indptr: NDArray[np.int64],
-    narrow: NDArray[np.uint16],
-    wide: NDArray[np.int32],
-    values: NDArray[np.float32],
-    droppable_from: int,
-    next_tile: NDArray[np.int64],
-    scratch: NDArray[np.float32],
-    alive: NDArray[np.int32],
-    pools: NDArray[np.float32],
-    pool_ids: NDArray[np.int64],
-    filled: NDArray[np.uint8],
-    order: NDArray[np.int32],
-    nonzero: NDArray[np.uint8],
-    outputs: NDArray[np.float32],
-) -> None:
-    """One thread's share of all input columns: see the module's text.
-
-    `next_tile` is shared by the threads (an atomic counter), as are the inputs, `nonzero`
-    ``(images,)`` and `outputs` ``(n_out, images)`` (or ``(0, 0)`` if not wanted), of which every
-    column is written by one thread. `scratch` ``(2, width * stride)``, `alive`, `pools`
-    ``(pools, width * pool_stride)``, `pool_ids`, `filled` ``(2 + pools, width)`` and `order` are
-    the thread's own.
-    """
-    images = indptr.size - 1
-    columns = tiling.columns
-    depth = pools.shape[0]
-    layer_of_pool = np.zeros(depth, np.int64)
-    for layer in range(tiling.pool_of_layer.size):
-        if tiling.pool_of_layer[layer] >= 0:
-            layer_of_pool[tiling.pool_of_layer[layer]] = layer
-    count = np.zeros(depth, np.int64)
-    pool_filled = filled[2:]
-    pool_filled[:] = 0
-    ids = np.empty(columns, np.int64)
-    more = True
-    while True:
-        # Full pools first, the deepest of all: their tiles are the ones still in the cache.
-        pool = depth - 1
-        while pool >= 0 and count[pool] < columns:
-            pool -= 1
-        if pool < 0 and more:
-            first = columns * atomic_add(next_tile.ctypes.data, 1)
-            if first < images:
-                n = min(columns, images - first)
-                for c in range(n):
-                    ids[c] = first + c
-                _expand(
-                    indptr, narrow, wide, values, first, n, scratch[0], net.width[0],
-                    tiling.stride, filled[0],
-                )  # fmt: skip
-                _advance(
-                    net, tiling, 0, scratch[0], tiling.stride, n, ids, scratch, alive,
-                    pools, pool_ids, count, pool_filled, filled[0][: net.width[0]], filled,
-                    order, droppable_from, nonzero, outputs,
-                )  # fmt: skip
-            else:
-                more = False
-            continue
-        if pool < 0:
-            pool = 0
-            while pool < depth and count[pool] == 0:
-                pool += 1
-            if pool == depth:
-                return
-        n = min(columns, count[pool])
-        ids[:n] = pool_ids[pool, :n]
-        layer = layer_of_pool[pool]
-        _advance(
-            net, tiling, layer, pools[pool], tiling.pool_stride, n, ids, scratch, alive,
-            pools, pool_ids, count, pool_filled, pool_filled[pool][: net.width[layer]], filled,
-            order, droppable_from, nonzero, outputs,
-        )  # fmt: skip
-        rest = count[pool] - n
-        if not rest:
-            pool_filled[pool, :] = 0
-        if rest:
-            held = pools[pool]
-            for row in range(net.width[layer]):
-                at = row * tiling.pool_stride
-                for c in range(rest):
-                    held[at + c] = held[at + n + c]
-            pool_ids[pool, :rest] = pool_ids[pool, n : n + rest]
-        count[pool] = rest
 
 
 @jit

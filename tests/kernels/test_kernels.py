@@ -34,7 +34,7 @@ def small_tiling(network: SparseNetwork, columns: int, keep: float) -> Tiling:
     for layer in range(first, len(network)):
         pools[layer] = layer - first
     lines = LANES * (-(-columns // LANES) + 1)
-    return Tiling(columns, lines, 2 * columns + 2 * LANES, pools, keep)
+    return Tiling(columns, lines, 2 * columns + LANES, pools, keep)
 
 
 def run(plan: ReferencePlan | NumbaPlan, network: SparseNetwork, inputs: InputSet):
