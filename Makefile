@@ -27,7 +27,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/inference.py
-	$(BIN)/python benchmarks/bench_tsv.py
+	$(BIN)/python benchmarks/tsv.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

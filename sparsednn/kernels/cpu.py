@@ -29,10 +29,12 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 _LINE = 64  # bytes of a cache line
 #: Part of the cache that a tile's two layers may fill; the rest is for weights and the pools.
 _CACHE_SHARE = 0.5
-#: A tile goes on unpacked while this much of it is alive. Packing a tile costs about as much as
-#: multiplying a tenth of it; 0.6 to 0.9 differ by 5 % on the official networks.
-_KEEP = 0.75
+#: A tile goes on unpacked while this much of it is alive. In the second-level cache, packing a tile
+#: costs about as much as multiplying a tenth of it; behind it, more.
+_KEEP_NEAR, _KEEP_FAR = 0.75, 0.5
 _COPY_TILES = 8  # tiles that are copied out of a wide batch at a time
+#: Part of the memory that all threads' pools may take if they are all used (they never are).
+_POOL_SHARE = 1 / 16
 _POOL_LAYERS = 16  # so many layers have a pool each, behind them eight per doubling of the depth
 
 
@@ -42,14 +44,15 @@ def _stride(columns: int) -> int:
     return (lines | 1) * _LINE // 4
 
 
-def _pool_layers(first: int, layers: int) -> NDArray[np.int64]:
+def _pool_layers(first: int, layers: int, most: int) -> NDArray[np.int64]:
     """Which layers have a pool: each of the first ones, then eight per doubling of the depth.
 
-    Columns die early; a pool in front of each of 1920 layers would cost memory for nothing.
+    Columns die early; a pool in front of each of 1920 layers would cost memory for nothing. No
+    layer in front of `first` has one, and there are at most `most`.
     """
     result = np.full(layers + 1, -1, np.int64)
     depth, step, pools = 1, 1, 0
-    while depth < layers:
+    while depth < layers and pools < most:
         if depth >= first:
             result[depth] = pools
             pools += 1
@@ -70,16 +73,19 @@ def choose_tiling(network: SparseNetwork, cpu: Machine, threads: int) -> Tiling:
     panel = LANES * MAX_VECTORS
     per_column = 2 * 4 * widest
     columns = int(_CACHE_SHARE * cpu.l2) // per_column // panel * panel
-    if columns < panel:
+    near = columns >= panel
+    if not near:
         last_level = int(_CACHE_SHARE * cpu.l3 / max(1, min(threads, cpu.l3_shared_by)))
         columns = min(panel, max(LANES, last_level // per_column // LANES * LANES))
     columns = min(columns, 16 * panel)
+    pool_stride = _stride(2 * columns + LANES)
+    most = int(_POOL_SHARE * (cpu.memory or 4 << 30)) // (threads * 4 * widest * pool_stride)
     return Tiling(
         columns=columns,
         stride=_stride(columns),
-        pool_stride=_stride(2 * columns + LANES),
-        pool_of_layer=_pool_layers(max(1, network.droppable_from), len(network)),
-        keep=_KEEP,
+        pool_stride=pool_stride,
+        pool_of_layer=_pool_layers(max(1, network.droppable_from), len(network), most),
+        keep=_KEEP_NEAR if near else _KEEP_FAR,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -215,6 +217,10 @@ def test_deep_networks_have_few_pools() -> None:
     assert pools[-1] == -1
     assert (pools[1:17] == np.arange(16)).all(), "a pool in front of each of the first layers"
     assert pools.max() < 100
+    little = dataclasses.replace(machine(), memory=1 << 20)
+    assert choose_tiling(SparseNetwork([layer] * 1920), little, threads=1).pool_of_layer.max() < 60
+    wide = SparseNetwork([SparseLayer(np.zeros(2**20), [], [], 2**20 - 1, activation="relu")] * 3)
+    assert choose_tiling(wide, little, threads=1).pool_of_layer.max() == -1
 
 
 def test_unknown_kernel() -> None:

@@ -1,6 +1,6 @@
 """Lines per second of reading and writing triplet files (median of five, generated data).
 
-Run: ``python benchmarks/bench_tsv.py [--lines 6000000] [--threads 1 2]``
+Run: ``python benchmarks/tsv.py [--lines 6000000] [--threads 1 2]``
 """
 
 from __future__ import annotations
