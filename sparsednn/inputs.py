@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sparsednn._compressed import as_int32, check_compressed
 from sparsednn.errors import InputError, ShapeError
 
 if TYPE_CHECKING:
@@ -64,12 +65,10 @@ class InputSet:
     ) -> None:
         self.indptr = np.ascontiguousarray(indptr, dtype=np.int64)
         raw = np.asarray(indices)
-        if check and raw.dtype.itemsize > 4 and raw.size and int(raw.max()) >= 2**31:
-            raise ShapeError(f"{name}: feature {int(raw.max())} is out of range for {n_features}")
         if raw.dtype == np.uint16:
             self.indices = np.ascontiguousarray(raw, dtype=np.uint16)
         else:
-            self.indices = np.ascontiguousarray(raw, dtype=np.int32)
+            self.indices = as_int32(raw, n_features, f"{name}: feature")
         self.values = None if values is None else np.ascontiguousarray(values, dtype=np.float32)
         self.n_features = int(n_features)
         self.name = name
@@ -81,44 +80,18 @@ class InputSet:
             raise ShapeError(
                 f"{self.name}: {self.n_features} features, indptr of shape {self.indptr.shape}"
             )
-        if self.values is not None and self.values.shape != self.indices.shape:
-            raise ShapeError(
-                f"{self.name}: {self.indices.size} indices but {self.values.size} values"
+        try:
+            check_compressed(
+                self.indptr,
+                self.indices,
+                self.values,
+                self.n_features,
+                major="image",
+                minor="feature",
+                value=lambda image, feature: f"image {image}, feature {feature}",
             )
-        if self.indptr[0] != 0 or self.indptr[-1] != self.indices.size:
-            raise ShapeError(
-                f"{self.name}: indptr runs from {self.indptr[0]} to {self.indptr[-1]}, "
-                f"but there are {self.indices.size} nonzeros"
-            )
-        if np.any(self.indptr[1:] < self.indptr[:-1]):
-            raise ShapeError(f"{self.name}: indptr must not descend")
-        if not self.indices.size:
-            return
-        low, high = int(self.indices.min()), int(self.indices.max())
-        if low < 0 or high >= self.n_features:
-            at = int(np.argmax((self.indices < 0) | (self.indices >= self.n_features)))
-            raise ShapeError(
-                f"{self.name}: image {self._image_of(at)}: feature {int(self.indices[at])} is out "
-                f"of range for {self.n_features} features"
-            )
-        if self.values is not None and not np.isfinite(self.values).all():
-            at = int(np.argmin(np.isfinite(self.values)))
-            raise InputError(
-                f"{self.name}: image {self._image_of(at)}, feature {int(self.indices[at])} is "
-                f"{self.values[at]}: inputs must be finite"
-            )
-        ascending = self.indices[1:] > self.indices[:-1]
-        starts = self.indptr[1:-1]
-        ascending[starts[(starts > 0) & (starts < self.nnz)] - 1] = True
-        if not ascending.all():
-            at = int(np.argmin(ascending)) + 1
-            raise InputError(
-                f"{self.name}: image {self._image_of(at)}: feature {int(self.indices[at])} "
-                "is there twice or out of order"
-            )
-
-    def _image_of(self, position: int) -> int:
-        return int(np.searchsorted(self.indptr, position, side="right")) - 1
+        except InputError as error:
+            raise type(error)(f"{self.name}: {error}") from None
 
     @classmethod
     def from_dense(cls, columns: ArrayLike, *, name: str = "inputs") -> InputSet:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sparsednn._compressed import as_int32, check_compressed
 from sparsednn.activations import Activation
 from sparsednn.errors import InputError, ShapeError
 
@@ -79,10 +80,7 @@ class SparseLayer:
         self.indptr = np.ascontiguousarray(indptr, dtype=np.int64)
         if check and n_in >= 2**31:
             raise ShapeError(f"a layer has at most 2^31 - 1 input neurons, found {n_in}")
-        wide = np.asarray(indices)
-        if check and wide.dtype.itemsize > 4 and wide.size and int(wide.max()) >= 2**31:
-            raise ShapeError(f"column index {int(wide.max())} is out of range for {n_in} inputs")
-        self.indices = np.ascontiguousarray(wide, dtype=np.int32)
+        self.indices = as_int32(indices, n_in, "column")
         self.values = np.ascontiguousarray(values, dtype=np.float32)
         self.n_in = int(n_in)
         if isinstance(activation, str):
@@ -100,50 +98,20 @@ class SparseLayer:
             raise ShapeError(f"indptr must have n_out + 1 >= 2 entries, shape {self.indptr.shape}")
         if self.n_in < 1:
             raise ShapeError(f"a layer needs at least one input neuron, found {self.n_in}")
-        if self.indices.shape != self.values.shape or self.indices.ndim != 1:
-            raise ShapeError(
-                f"indices {self.indices.shape} and values {self.values.shape} must be equally long"
-            )
-        if self.indptr[0] != 0 or self.indptr[-1] != self.indices.size:
-            raise ShapeError(
-                f"indptr runs from {self.indptr[0]} to {self.indptr[-1]}, "
-                f"but there are {self.indices.size} nonzeros"
-            )
-        if np.any(self.indptr[1:] < self.indptr[:-1]):
-            raise ShapeError("indptr must not descend")
         if self.bias.shape != (self.n_out,):
             raise ShapeError(f"bias has shape {self.bias.shape}, the layer has {self.n_out} rows")
         if not np.isfinite(self.bias).all():
             row = int(np.argmin(np.isfinite(self.bias)))
             raise InputError(f"bias of row {row} is {self.bias[row]}: it must be finite")
-        if not self.nnz:
-            return
-        low, high = int(self.indices.min()), int(self.indices.max())
-        if low < 0 or high >= self.n_in:
-            at = int(np.argmax((self.indices < 0) | (self.indices >= self.n_in)))
-            raise ShapeError(
-                f"row {self._row_of(at)}: column {int(self.indices[at])} is out of range "
-                f"for {self.n_in} input neurons"
-            )
-        if not np.isfinite(self.values).all():
-            at = int(np.argmin(np.isfinite(self.values)))
-            raise InputError(
-                f"weight ({self._row_of(at)}, {int(self.indices[at])}) is {self.values[at]}: "
-                "weights must be finite"
-            )
-        ascending = self.indices[1:] > self.indices[:-1]
-        starts = self.indptr[1:-1]
-        ascending[starts[(starts > 0) & (starts < self.nnz)] - 1] = True
-        if not ascending.all():
-            at = int(np.argmin(ascending)) + 1
-            here, before = int(self.indices[at]), int(self.indices[at - 1])
-            what = "is there twice" if here == before else f"stands behind column {before}"
-            raise InputError(
-                f"row {self._row_of(at)}: column {here} {what}; columns of a row must ascend"
-            )
-
-    def _row_of(self, position: int) -> int:
-        return int(np.searchsorted(self.indptr, position, side="right")) - 1
+        check_compressed(
+            self.indptr,
+            self.indices,
+            self.values,
+            self.n_in,
+            major="row",
+            minor="column",
+            value=lambda row, column: f"weight ({row}, {column})",
+        )
 
     @classmethod
     def from_scipy(

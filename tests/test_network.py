@@ -25,14 +25,14 @@ def layer(n_out: int, n_in: int, activation: str = "relu") -> SparseLayer:
         ({"indptr": [0]}, "indptr must have n_out + 1 >= 2 entries"),
         ({"n_in": 0}, "at least one input neuron, found 0"),
         ({"n_in": 2**31}, "at most 2^31 - 1 input neurons"),
-        ({"indices": [0, 2, 1]}, "indices (3,) and values (4,) must be equally long"),
-        ({"indices": [0, 2, 1, 3]}, "row 1: column 3 is out of range for 3 input neurons"),
-        ({"indices": [0, 2, -1, 2]}, "row 1: column -1 is out of range for 3 input neurons"),
-        ({"indices": [0, 2, 1, 2**40]}, f"column index {2**40} is out of range"),
+        ({"indices": [0, 2, 1]}, "indices (3,) and values (4,) must be flat and equally long"),
+        ({"indices": [0, 2, 1, 3]}, "row 1: column 3 is out of range for 3"),
+        ({"indices": [0, 2, -1, 2]}, "row 1: column -1 is out of range for 3"),
+        ({"indices": [0, 2, 1, 2**40]}, f"column {2**40} is out of range for 3"),
         ({"indices": [0, 2, 1, 1]}, "row 1: column 1 is there twice"),
         ({"indices": [2, 0, 1, 2]}, "row 0: column 0 stands behind column 2"),
-        ({"values": [1, 2, np.nan, 4]}, "weight (1, 1) is nan: weights must be finite"),
-        ({"values": [1, np.inf, 3, 4]}, "weight (0, 2) is inf: weights must be finite"),
+        ({"values": [1, 2, np.nan, 4]}, "weight (1, 1) is nan: it must be finite"),
+        ({"values": [1, np.inf, 3, 4]}, "weight (0, 2) is inf: it must be finite"),
         ({"bias": [0.0, np.nan]}, "bias of row 1 is nan: it must be finite"),
         ({"bias": [0.0]}, "bias has shape (1,), the layer has 2 rows"),
         ({"activation": "gelu"}, "unknown activation 'gelu'"),
@@ -188,10 +188,10 @@ def test_input_sets_convert_and_slice(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0, 1], [5], None, 5), "image 0: feature 5 is out of range for 5 features"),
-        (([0, 2], [1, 1], None, 5), "image 0: feature 1 is there twice or out of order"),
-        (([0, 0, 1], [1], [np.nan], 5), "image 1, feature 1 is nan: inputs must be finite"),
-        (([0, 1], [1], [1.0, 2.0], 5), "1 indices but 2 values"),
+        (([0, 1], [5], None, 5), "image 0: feature 5 is out of range for 5"),
+        (([0, 2], [1, 1], None, 5), "image 0: feature 1 is there twice"),
+        (([0, 0, 1], [1], [np.nan], 5), "image 1, feature 1 is nan: it must be finite"),
+        (([0, 1], [1], [1.0, 2.0], 5), "indices (1,) and values (2,) must be flat and equally long"),
         (([0, 2], [1], None, 5), "indptr runs from 0 to 2, but there are 1 nonzeros"),
         (([0, 2, 1], [1], None, 5), "indptr must not descend"),
         (([0, 1], [2**33], None, 5), f"feature {2**33} is out of range"),
@@ -201,5 +201,4 @@ def test_wrong_inputs_are_rejected_in_one_line(arguments: tuple[object, ...], me
     with pytest.raises(InputError) as caught:
         InputSet(*arguments, name="x.tsv")
     assert str(caught.value).startswith("x.tsv: ")
-    expected = message if not message.startswith("indptr must") else "indptr"
-    assert expected in str(caught.value)
+    assert message in str(caught.value)
