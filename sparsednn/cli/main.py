@@ -1,15 +1,18 @@
 """The ``sparsednn`` program: the commands put together, and errors turned into exit codes.
 
 Exit codes: 0 done, 2 usage, 3 bad input, 4 the answer differs from the truth, 5 something is not
-installed; 1 is a bug of ours, 130 an interrupt.
+installed; 1 is a bug of ours, 130 an interrupt, 143 a termination.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +23,10 @@ from sparsednn.cli import data, doctor, model, run
 from sparsednn.errors import SparseDNNError
 
 __all__ = ["app", "main"]
+
+
+class _Terminated(KeyboardInterrupt):  # like its base, it is no error
+    """SIGTERM, of a batch system or ``kill``: temporary files go, as they do for Ctrl-C."""
 
 
 class _StoppedError(Exception):
@@ -84,6 +91,8 @@ def main() -> None:
         # A file name or a sign (×) that the terminal has no letter for must not stop us.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_flushed(_run()))
 
 
@@ -101,16 +110,25 @@ def _run() -> int:
         return _failed(error, f"{error} ('sparsednn doctor' says what to install)", 5)
     except _StoppedError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
-            return _failed(error.__cause__, "interrupted", 130)
+            return _interrupted(error.__cause__)
         # The reader of our output has gone (``sparsednn … | head``): nothing is wrong.
     except KeyboardInterrupt as error:
-        return _failed(error, "interrupted", 130)
+        return _interrupted(error)
     except OSError as error:  # stdout is full, say: the library names its files itself
-        where = f"{error.filename}: " if error.filename else ""
-        return _failed(error, f"{where}{error.strerror or error}", 3)
+        return _failed(error, f"{error.filename or 'stdout'}: {error.strerror or error}", 3)
     except Exception as error:
         return _failed(error, f"{type(error).__name__}: {error} (--debug shows where)", 1)
     return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    if isinstance(error, _Terminated):
+        return _failed(error, "terminated", 143)
+    return _failed(error, "interrupted", 130)
 
 
 def _failed(error: BaseException, message: str, code: int) -> int:
@@ -130,5 +148,5 @@ def _flushed(code: int) -> int:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not code and not isinstance(error, BrokenPipeError):
-            return _failed(error, f"cannot write to stdout: {error.strerror}", 3)
+            return _failed(error, f"stdout: {error.strerror}", 3)
     return code

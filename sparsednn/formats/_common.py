@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
 from typing import Final, TypeVar
 
 from sparsednn.errors import FormatError, InputError, UsageError
@@ -15,6 +16,7 @@ from sparsednn.errors import FormatError, InputError, UsageError
 __all__ = [
     "FLOAT32_MAX",
     "FOLDER_FILES",
+    "NOT_NUMPY",
     "cpu_count",
     "first_layers",
     "located",
@@ -36,6 +38,10 @@ FOLDER_FILES: Final = {
     "matrix-market": re.compile(r".*\.mtx(\.gz)?"),
 }
 """Names by which a folder is told to be of a format."""
+
+
+NOT_NUMPY: Final = (ValueError, TypeError, OverflowError, EOFError, SyntaxError, TokenError)
+"""What `numpy.load` raises for a broken .npy file, whose header goes through Python's parser."""
 
 
 @contextlib.contextmanager

@@ -186,7 +186,8 @@ def write_container(
             "data_offsets": [at, end],
         }
         at = end
-    header = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    # A name may come from a folder whose name is no Unicode: such letters become '?'.
+    header = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
     header += b" " * (-len(header) % 8)
     with atomic_file(path) as file:
         file.write(len(header).to_bytes(8, "little"))

@@ -28,6 +28,7 @@ from sparsednn.atomic import atomic_file, atomic_folder
 from sparsednn.errors import FormatError, UsageError
 from sparsednn.formats._common import (
     FLOAT32_MAX,
+    NOT_NUMPY,
     first_layers,
     located,
     natural_key,
@@ -118,7 +119,8 @@ def write_matrices(
             entries.append({"file": file_name, "activation": str(layer.activation), "bias": bias})
         content = {"format": _FORMAT, "version": 1, "name": network.name, "layers": entries}
         with atomic_file(folder / SIDECAR) as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            file.write(text.encode(errors="replace") + b"\n")
 
 
 def layer_from_matrix(
@@ -148,7 +150,7 @@ def _layer(entry: _Entry, load: Callable[[Path], Any]) -> SparseLayer:
         with reading(entry.bias):
             try:
                 bias = np.load(entry.bias, allow_pickle=False)
-            except (ValueError, EOFError) as error:
+            except NOT_NUMPY as error:
                 raise FormatError(f"{entry.bias}: not a NumPy array file") from error
         if not isinstance(bias, np.ndarray) or bias.dtype.kind not in "biuf" or bias.ndim != 1:
             raise FormatError(f"{entry.bias}: not a list of real numbers (n_out,)")

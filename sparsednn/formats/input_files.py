@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sparsednn.atomic import atomic_file
 from sparsednn.errors import FormatError, ShapeError, UsageError
-from sparsednn.formats._common import reading
+from sparsednn.formats._common import NOT_NUMPY, reading
 from sparsednn.formats._container import Container, write_container
 from sparsednn.inputs import InputSet
 
@@ -221,7 +221,7 @@ def _read_npz(path: Path) -> InputSet:
                     if _ascend(indptr, indices):
                         return _from_csc(path, indptr, indices, data, n_features, n_images)
         except (
-            ValueError, KeyError, TypeError, AttributeError, EOFError,
+            *NOT_NUMPY, KeyError, AttributeError, NotImplementedError,
             zipfile.BadZipFile, zlib.error,
         ) as error:  # fmt: skip
             reason = " ".join(str(error).split())
@@ -296,7 +296,7 @@ def _read_npy(path: Path) -> InputSet:
     with reading(path):
         try:
             dense = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except NOT_NUMPY as error:
             raise FormatError(f"{path}: not a NumPy array file") from error
     if not isinstance(dense, np.ndarray):
         dense.close()

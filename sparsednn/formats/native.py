@@ -179,6 +179,8 @@ def _described(header: Header) -> tuple[LayerSummary, ...]:
     if not described:
         raise FormatError(f"{path}: a network of no layers")
     for i, this in enumerate(described):
+        if this.n_out < 1 or this.n_in < 1:
+            raise FormatError(f"{path}: layer {i + 1}: shape ({this.n_out}, {this.n_in})")
         for part, dtype, size in (
             ("indptr", "I64", this.n_out + 1),
             ("indices", "I32", this.nnz),

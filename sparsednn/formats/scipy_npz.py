@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsednn.errors import FormatError
-from sparsednn.formats._common import reading
+from sparsednn.formats._common import NOT_NUMPY, reading
 from sparsednn.formats._sidecar import read_matrices, write_matrices
 from sparsednn.network import SparseNetwork
 
@@ -67,8 +67,8 @@ def load_matrix(path: Path) -> Any:
             if hasattr(matrix, "check_format"):
                 matrix.check_format(full_check=True)
         except (
-            ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError,
-            NotImplementedError, zipfile.BadZipFile, zlib.error,
+            *NOT_NUMPY, KeyError, IndexError, AttributeError, NotImplementedError,
+            zipfile.BadZipFile, zlib.error,
         ) as error:  # fmt: skip
             reason = " ".join(str(error).split())
             raise FormatError(

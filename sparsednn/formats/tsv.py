@@ -9,6 +9,7 @@ identify is written with nine (``%.8e``), so nothing is ever lost.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import mmap
@@ -322,7 +323,8 @@ def _parse_part(
             return all_ones
         line = _line_at(text, at)
         if status == loops.UNSURE:
-            with np.errstate(over="ignore"):
+            value = np.float32(np.nan)
+            with contextlib.suppress(ValueError), np.errstate(over="ignore"):
                 value = np.float32(float(line.split()[2]))
             if np.isfinite(value):
                 known = True

@@ -16,7 +16,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numpy.typing import NDArray
 
 from sparsednn._jit import intrinsic
@@ -33,25 +33,32 @@ __all__ = [
 ]
 
 
-def _host_shape() -> tuple[int, int, int]:
-    """Lanes of a float32 vector, rows and vectors of the largest block, for this processor.
+def _features() -> set[str]:
+    """Features of the processor that numba compiles for: this one's, unless it is told another."""
+    if config.CPU_FEATURES is None:
+        return {name for name, there in llvm.get_host_cpu_features().items() if there}
+    return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+
+
+def _block_shape() -> tuple[int, int, int]:
+    """Lanes of a float32 vector, rows and vectors of the largest block, for the processor.
 
     R x V accumulators, V activation vectors and one weight must fit the registers: 8 x 3 + 4 of
     32 (AVX-512, Arm), 4 x 3 + 4 of 16 (AVX2, SSE). Both also exceed the 8 to 10 independent
     sums that hide the latency of a fused multiply-add.
     """
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
+    features = _features()
+    if "avx512f" in features:
         return 16, 8, 3
-    if features.get("avx2") and features.get("fma"):
+    if "avx2" in features:
         return 8, 4, 3
-    if features.get("neon") or features.get("sve"):
+    if features & {"neon", "sve"}:
         return 4, 8, 3
     return 4, 4, 3
 
 
 #: Lanes of one vector; rows and vectors of columns of the largest block.
-LANES, MAX_ROWS, MAX_VECTORS = _host_shape()
+LANES, MAX_ROWS, MAX_VECTORS = _block_shape()
 
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
@@ -148,7 +155,7 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
             x, ldx, pattern, weights, order, n_cols, bias, targets = args[:8]
             y, ldy, lo, hi, alive, filled = args[8:]
             fma = cgutils.get_or_insert_function(
-                b.module, ir.FunctionType(_VEC, [_VEC] * 3), f"llvm.fma.v{LANES}f32"
+                b.module, ir.FunctionType(_VEC, [_VEC] * 3), f"llvm.fmuladd.v{LANES}f32"
             )
             sums = [[cgutils.alloca_once(b, _VEC) for _ in range(vectors)] for _ in range(rows)]
             zero = ir.Constant(_VEC, [0.0] * LANES)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,3 +230,31 @@ def test_deep_networks_have_few_pools() -> None:
 def test_unknown_kernel() -> None:
     with pytest.raises(UsageError, match="unknown kernel 'fast': known are numba, reference"):
         get_kernel("fast")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "features", "lanes"),
+    [("haswell", "+avx,+avx2,+fma", 8), ("nehalem", "+sse4.2", 4)],
+)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86-64 processors")
+def test_other_vector_lengths(cpu: str, features: str, lanes: int) -> None:
+    """The same kernel compiled for older processors: other lanes, other blocks, same results."""
+    program = """
+import sys
+import numpy as np
+from sparsednn import SparseNetwork
+from sparsednn.datasets import digits_inputs, graph_challenge_network
+from sparsednn.kernels import get_kernel
+from sparsednn.kernels.microkernel import LANES
+assert LANES == int(sys.argv[1]), LANES
+network = graph_challenge_network(1024, 12)
+inputs = digits_inputs(1024, limit=301)
+outputs = {}
+for name in ("numba", "reference"):
+    outputs[name] = np.zeros((1024, 301), np.float32)
+    get_kernel(name).plan(network, threads=2).run(inputs, outputs[name])
+assert outputs["reference"].any()
+np.testing.assert_array_equal(outputs["numba"], outputs["reference"])
+"""
+    environment = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+    subprocess.run([sys.executable, "-c", program, str(lanes)], env=environment, check=True)
