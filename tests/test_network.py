@@ -191,7 +191,10 @@ def test_input_sets_convert_and_slice(data: st.DataObject) -> None:
         (([0, 1], [5], None, 5), "image 0: feature 5 is out of range for 5"),
         (([0, 2], [1, 1], None, 5), "image 0: feature 1 is there twice"),
         (([0, 0, 1], [1], [np.nan], 5), "image 1, feature 1 is nan: it must be finite"),
-        (([0, 1], [1], [1.0, 2.0], 5), "indices (1,) and values (2,) must be flat and equally long"),
+        (
+            ([0, 1], [1], [1.0, 2.0], 5),
+            "indices (1,) and values (2,) must be flat and equally long",
+        ),
         (([0, 2], [1], None, 5), "indptr runs from 0 to 2, but there are 1 nonzeros"),
         (([0, 2, 1], [1], None, 5), "indptr must not descend"),
         (([0, 1], [2**33], None, 5), f"feature {2**33} is out of range"),

@@ -82,6 +82,8 @@ def read(
             max_col=neurons,
             threads=1 if count > 1 else threads,
         )
+        if not triplets.rows.size:
+            raise FormatError(f"{files[number]}: no connections: the file was cut off")
         indptr, indices, values = compress(triplets, neurons, neurons, by_column=True)
         if values is None:
             values = np.ones(indices.size, np.float32)
@@ -168,6 +170,8 @@ def _check(layer: SparseLayer, neurons: int, bias: np.float32) -> None:
             f"shape {layer.shape}: a Graph Challenge layer is square, here "
             f"({neurons}, {neurons}){fix}"
         )
+    if not layer.nnz:
+        raise InputError(f"no connections: reading takes an empty file for one cut off{fix}")
     if layer.activation != ACTIVATION:
         raise InputError(
             f"activation {layer.activation}: a Graph Challenge layer has {ACTIVATION}{fix}"

@@ -8,7 +8,6 @@ biases) stands in ``network.json``; see `sparsednn.formats._sidecar`.
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import zlib
 from pathlib import Path
@@ -73,7 +72,8 @@ def load_matrix(path: Path) -> Any:
         if path.is_dir():
             raise IsADirectoryError(path)
         try:
-            matrix = scipy.io.mmread(_checked(path))
+            _check(path)
+            matrix = scipy.io.mmread(str(path))
         except (ValueError, TypeError, OverflowError, EOFError, zlib.error) as error:
             reason = " ".join(str(error).split())
             raise FormatError(f"{path}: not a Matrix Market file: {reason}") from error
@@ -82,8 +82,8 @@ def load_matrix(path: Path) -> Any:
     return matrix
 
 
-def _checked(path: Path) -> str | io.BytesIO:
-    """Return what SciPy may read of `path`: lines that lack a number, and NUL bytes, crash it.
+def _check(path: Path) -> None:
+    """Reject what SciPy would not survive: lines that lack a number, and NUL bytes.
 
     (SciPy 1.17: a file that was cut off within a line ends Python with a segmentation fault. A
     last line without a newline does so, too, if there is anything wrong in it.)
@@ -96,10 +96,11 @@ def _checked(path: Path) -> str | io.BytesIO:
             body, newline, rest = (rest + piece).rpartition(b"\n")
             number += _check_fields(path, body + newline, expected, number)
         _check_fields(path, rest + b"\n", expected, number)
-        if not rest:
-            return str(path)
-        file.seek(0)
-        return io.BytesIO(file.read() + b"\n")
+        if rest.strip():
+            raise FormatError(
+                f"{path}: line {number + 1}: no newline at the end of the last line: the file was "
+                "cut off (if it is whole, add one)"
+            )
 
 
 def _header(path: Path, file: IO[bytes]) -> tuple[int, int]:

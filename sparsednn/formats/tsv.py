@@ -1,10 +1,11 @@
 """Triplet files: one ``row TAB column TAB value`` per line, 1-based, as the Graph Challenge has.
 
-Reading takes spaces or TABs, any usual number, CRLF, a missing last newline, blank lines at the
-end, and gzip (``.gz``). A value becomes what ``numpy.float32(float(text))`` is. Memory: the
-file is mapped, and besides the result (10 bytes per line or less) only one chunk per thread is
-held. Writing gives the official bytes: TAB, ``%e``, newline. A float32 that seven digits do not
-identify is written with nine (``%.8e``), so nothing is ever lost.
+Reading takes spaces or TABs, any usual number, CRLF, blank lines at the end, and gzip (``.gz``).
+A last line without a newline is refused, since it may be half of a line. A value becomes what
+``numpy.float32(float(text))`` is. Memory: the file is mapped, and besides the result (10 bytes per
+line or less) only one chunk per thread is held. Writing gives the official bytes: TAB, ``%e``,
+newline. A float32 that seven digits do not identify is written with nine (``%.8e``), so nothing is
+ever lost.
 """
 
 from __future__ import annotations
@@ -96,8 +97,9 @@ def read_triplets(
     ------
     FormatError
         Naming file and line: binary content, a line without exactly three fields, an index that
-        is no whole number, 0 or too large, a value that is no finite float32, or an empty line
-        before the end. Duplicates are found by `compress`.
+        is no whole number, 0 or too large, a value that is no finite float32, an empty line
+        before the end, or a last line without a newline (a file that was cut off). Duplicates
+        are found by `compress`.
     """
     text = _load(path)
     end = _stripped(text)
@@ -130,6 +132,12 @@ def read_triplets(
         return None if ones or values is not None else part_values
 
     read = thread_map(read_part, range(len(parts)), threads)
+    if body < end and not np.any(text[end:] == 10):
+        # Half a number is a number, too: without its newline a last line cannot be trusted.
+        raise FormatError(
+            f"{path}: line {total}: no newline at the end of the last line: the file was cut off "
+            "(if it is whole, add one)"
+        )
     if any(part is not None for part in read):
         values = np.ones(total, np.float32)
         for k, part in enumerate(read):

@@ -252,7 +252,7 @@ HEAD = b"%%MatrixMarket matrix coordinate real general\n"
         (HEAD + b"2 2 2\n1 1 1\n", "Truncated file"),
         # SciPy's reader ends Python with a segmentation fault on some of the next four.
         (HEAD + b"2 2 2\n1 1 1\n2 ", "line 4: found 1 numbers, expected 3"),
-        (HEAD + b"2 2 2\n1 1 1\n2 2 -", "Line 4: Invalid floating-point"),
+        (HEAD + b"2 2 2\n1 1 1\n2 2 -\n", "Line 4: Invalid floating-point"),
         (HEAD + b"2 2 2\n1 1 1\n2 2 1\0\n", r"line 4: binary content"),
         (HEAD + b"% c\n\0\n2 2 2\n1 1 1\n", r"line 3: binary content"),
         (HEAD + b"2 2 1\n3 1 1\n", "Line 3: Row index out of bounds"),
@@ -272,9 +272,13 @@ def test_bad_matrix_market(program: Program, content: bytes, says: str) -> None:
     program.fails(3, rf"a\.mtx\.gz: .*{says}", "inspect", "a.mtx.gz")
 
 
-def test_a_last_line_without_newline_is_fine(program: Program) -> None:
+def test_a_last_line_without_newline_was_cut_off(program: Program) -> None:
+    # Half a number is a number, too: "3" may have been "3.5e-2".
     Path("a.mtx").write_bytes(HEAD + b"2 2 2\n\n1 1 1\n2 2 3")
-    assert program.ok("inspect", "a.mtx", "--json").json["edges"] == 2
+    program.fails(3, r"a\.mtx: line 5: no newline at the end", "inspect", "a.mtx")
+    Path("a.tsv").write_bytes(b"1\t1\t1\n2\t2\t5.0")
+    model = "graph-challenge:1024-1"
+    program.fails(3, r"a\.tsv: line 2: no newline at the end", "infer", model, "--inputs", "a.tsv")
 
 
 def test_sizes_that_no_memory_has(program: Program) -> None:

@@ -30,6 +30,7 @@ def float32(text: bytes | str) -> np.float32:
 
 def slow_read(text: bytes, max_row: int, max_col: int) -> list[tuple[int, int, bytes]] | int:
     """All entries as (row, col, bytes of the value), or the number of the first bad line."""
+    whole = text
     text = text.rstrip(b" \t\r\n")
     entries = []
     for number, line in enumerate(text.split(b"\n") if text else [], 1):
@@ -40,6 +41,8 @@ def slow_read(text: bytes, max_row: int, max_col: int) -> list[tuple[int, int, b
         if not (1 <= row <= max_row and 1 <= col <= max_col and np.isfinite(value)):
             return number
         entries.append((row - 1, col - 1, value.tobytes()))
+    if text and b"\n" not in whole[len(text) :]:
+        return text.count(b"\n") + 1  # cut off, perhaps within a number
     return entries
 
 
