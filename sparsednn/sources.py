@@ -121,6 +121,8 @@ def load_inputs(
             raise FormatError(f"{source}: there are no images in it")
     else:
         inputs = _inputs_by_name(source, mnist, images)
+    if images is not None and images > inputs.n_images:
+        raise InputError(f"{source}: has {inputs.n_images} images, --images asks for {images}")
     if images is not None and images < inputs.n_images:
         inputs = inputs.columns(0, images)
     return inputs
