@@ -49,16 +49,18 @@ class Images(NamedTuple):
 class Workspace(NamedTuple):
     """One thread's own memory; `width` is that of the widest layer, `stride` a tile's.
 
-    `held` is the number of columns in each pool. `filled` (two rows for `scratch`, then one per
-    pool) says which rows are not all zero.
+    `held` is the number of columns in each pool. `filled` says which rows are not all zero: two
+    rows for `scratch`, one for `entry` (the tile that images are written into, zero where `filled`
+    is), then one per pool.
     """
 
     scratch: NDArray[np.float32]  # (2, width * stride)
+    entry: NDArray[np.float32]  # (n_in * stride,)
     alive: NDArray[np.int32]  # (stride,)
     pools: NDArray[np.float32]  # (pools, width * pool_stride)
     pool_ids: NDArray[np.int64]  # (pools, pool_stride)
     held: NDArray[np.int64]  # (pools,)
-    filled: NDArray[np.uint8]  # (2 + pools, width)
+    filled: NDArray[np.uint8]  # (3 + pools, width)
     order: NDArray[np.int32]  # (2, longest pattern), see multiply_layer
     ids: NDArray[np.int64]  # (columns,)
 
@@ -73,22 +75,32 @@ def _expand(
     ld: int,
     filled: NDArray[np.uint8],
 ) -> None:
-    """Write images `first` … into the zeroed columns of a tile; note the rows that are `filled`."""
-    x[: rows * ld] = np.float32(0)
-    filled[:rows] = 0
+    """Write images `first` … into a tile and note the rows that are `filled`.
+
+    Of the tile, only the rows that `filled` has from last time are not zero. Indices are unsigned,
+    because numba looks at every signed one for a count from the end; this loop is felt.
+    """
+    stride = np.uint64(ld)
+    for row in range(rows):
+        if filled[row] != 0:
+            filled[row] = 0
+            for at in range(row * ld, (row + 1) * ld):
+                x[at] = np.float32(0)
     ones = images.values.size == 0
     for c in range(columns):
-        begin, end = images.indptr[first + c], images.indptr[first + c + 1]
+        column = np.uint64(c)
+        begin = np.uint64(images.indptr[first + c])
+        end = np.uint64(images.indptr[first + c + 1])
         if images.narrow.size:
             for k in range(begin, end):
-                row = np.int64(images.narrow[k])
-                x[row * ld + c] = np.float32(1) if ones else images.values[k]
-                filled[row] = 1
+                feature = np.uint64(images.narrow[k])
+                x[feature * stride + column] = np.float32(1) if ones else images.values[k]
+                filled[feature] = np.uint8(1)
         else:
             for k in range(begin, end):
-                row = np.int64(images.wide[k])
-                x[row * ld + c] = np.float32(1) if ones else images.values[k]
-                filled[row] = 1
+                feature = np.uint64(images.wide[k])
+                x[feature * stride + column] = np.float32(1) if ones else images.values[k]
+                filled[feature] = np.uint8(1)
 
 
 @jit
@@ -117,7 +129,7 @@ def _take(tiling: Tiling, work: Workspace, pool: int, rows: int, columns: int) -
     left = work.held[pool] - columns
     work.held[pool] = left
     if left == 0:
-        work.filled[2 + pool, :] = 0
+        work.filled[3 + pool, :] = 0
         return
     x = work.pools[pool]
     for row in range(rows):
@@ -191,7 +203,7 @@ def _advance(
     nothing = work.filled[0][:0]
     known = source_filled
     x = source.ctypes.data
-    side = 1 if x == work.scratch[0].ctypes.data else 0
+    side = 0
     while True:
         y = work.scratch[side]
         rows = net.width[layer + 1]
@@ -224,7 +236,7 @@ def _advance(
             pool = tiling.pool_of_layer[layer]
             if pool >= 0 and live < tiling.keep * tiling.columns:
                 _pack(tiling, work, pool, y.ctypes.data, rows, columns)
-                pool_filled = work.filled[2 + pool]
+                pool_filled = work.filled[3 + pool]
                 for row in range(rows):
                     pool_filled[row] |= known[row] if known.size else np.uint8(1)
                 return
@@ -269,8 +281,8 @@ def run_cascade(
                 continue
             for c in range(n):
                 work.ids[c] = first + c
-            filled = work.filled[0][: net.width[0]]
-            x = work.scratch[0]
+            filled = work.filled[2][: net.width[0]]
+            x = work.entry
             _expand(images, first, n, x, net.width[0], tiling.stride, filled)
             _advance(net, tiling, images, work, 0, x, tiling.stride, filled, n, droppable_from)
             continue
@@ -283,7 +295,7 @@ def run_cascade(
         n = min(columns, held[pool])
         work.ids[:n] = work.pool_ids[pool, :n]
         layer = layer_of_pool[pool]
-        filled = work.filled[2 + pool][: net.width[layer]]
+        filled = work.filled[3 + pool][: net.width[layer]]
         x = work.pools[pool]
         _advance(net, tiling, images, work, layer, x, tiling.pool_stride, filled, n, droppable_from)
         _take(tiling, work, pool, net.width[layer], n)

@@ -97,6 +97,12 @@ def _aligned(shape: tuple[int, ...], dtype: type[Scalar]) -> NDArray[Scalar]:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def _zeros(size: int) -> NDArray[np.float32]:
+    array = _aligned((size,), np.float32)
+    array[:] = 0
+    return array
+
+
 def _in_threads(work: Callable[[], None], threads: int) -> None:
     """Run `work` (compiled, without the GIL) in several threads; re-raise the first error."""
     if threads == 1:
@@ -172,11 +178,12 @@ class NumbaPlan:
         pools = int(self.tiling.pool_of_layer.max()) + 1
         return Workspace(
             scratch=_aligned((2, self._widest * stride), np.float32),
+            entry=_zeros(int(self.packed.width[0]) * stride),
             alive=_aligned((stride,), np.int32),
             pools=_aligned((pools, self._widest * self.tiling.pool_stride), np.float32),
             pool_ids=np.empty((pools, self.tiling.pool_stride), np.int64),
             held=np.zeros(pools, np.int64),
-            filled=np.zeros((2 + pools, self._widest), np.uint8),
+            filled=np.zeros((3 + pools, self._widest), np.uint8),
             order=self._order(),
             ids=np.zeros(self.tiling.columns, np.int64),
         )

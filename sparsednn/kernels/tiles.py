@@ -77,12 +77,13 @@ def multiply_layer(
         o = order[0].ctypes.data
         if skip:
             o = order[1].ctypes.data
-            start = net.group_pattern[group]
-            found = 0
-            for k in range(n):
+            # Unsigned, as numba looks at every signed index for a count from the end.
+            start = np.uint64(net.group_pattern[group])
+            found = np.uint64(0)
+            for k in range(np.uint64(n)):
                 order[1, found] = k
-                found += source_filled[net.pattern[start + k]]
-            n = found
+                found += np.uint64(source_filled[np.uint64(net.pattern[start + k])])
+            n = np.int64(found)
         for first in range(0, vectors, MAX_VECTORS):
             v = min(MAX_VECTORS, vectors - first)
             at = 4 * LANES * first
