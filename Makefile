@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up everything they need (a virtual environment, MPI included).
 # PYTHON chooses the interpreter, VENV the place of the environment.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
