@@ -300,9 +300,12 @@ class LayerSummary:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSummary:
-    """What is known of a network without touching its weights; ``nbytes`` is in bytes."""
+    """What is known of a network without touching its weights; ``nbytes`` is in bytes.
+
+    ``hash`` is None where it would have to be computed from weights that were not read.
+    """
 
     name: str
     layers: tuple[LayerSummary, ...]
     nbytes: int
-    hash: str
+    hash: str | None

@@ -76,13 +76,13 @@ def load_network(
 
 
 def summarize(
-    model: str, *, layers: int | None = None, bias: float | None = None
+    model: str, *, layers: int | None = None, bias: float | None = None, check: bool = False
 ) -> NetworkSummary:
-    """What ``inspect`` prints; of a native file only the header is read."""
+    """Summarize a network, reading as little as its format allows; `check` reads everything."""
     if _is_path(model):
         from sparsednn.formats import summarize_network
 
-        return summarize_network(Path(model), layers=layers, bias=bias)
+        return summarize_network(Path(model), layers=layers, bias=bias, check=check)
     return load_network(model, layers=layers, bias=bias).summary
 
 

@@ -25,12 +25,15 @@ def inspect(
     model: ModelArgument,
     layers: LayersOption = None,
     bias: BiasOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read and check all weights, and compute the hash.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Show a network's layers, size and content hash."""
     from sparsednn.sources import summarize
 
-    found = summarize(model, layers=layers, bias=bias)
+    found = summarize(model, layers=layers, bias=bias, check=check)
     edges = sum(layer.nnz for layer in found.layers)
     if json:
         rows: list[dict[str, Any]] = [
@@ -66,7 +69,7 @@ def inspect(
             ("outputs", str(found.layers[-1].n_out)),
             ("edges", f"{edges:,}"),
             ("memory", human_bytes(found.nbytes)),
-            ("hash", found.hash),
+            ("hash", found.hash or "not computed (--check does)"),
         ]
     )
     print(

@@ -10,8 +10,10 @@ equals adding it everywhere as long as it is not positive, so a positive one is 
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -29,12 +31,12 @@ from sparsednn.formats._common import (
     reading,
     thread_map,
 )
-from sparsednn.formats.tsv import compress, read_triplets, slices, write_triplets
-from sparsednn.network import SparseLayer, SparseNetwork
+from sparsednn.network import LayerSummary, NetworkSummary, SparseLayer, SparseNetwork
 
-__all__ = ["read", "write", "write_layers"]
+__all__ = ["read", "summarize", "write", "write_layers"]
 
 _LAYER_FILE: Final = re.compile(r"n([1-9][0-9]{0,8})-l([1-9][0-9]{0,8})\.tsv(\.gz)?")
+_EMPTY: Final = "no connections: the file was cut off"
 _FOLDER: Final = re.compile(r"neuron[0-9]+")
 
 
@@ -65,25 +67,17 @@ def read(
     UsageError
         If `bias` is positive or not finite, or needed and not given, or `layers` is below 1.
     """
-    folder = _folder(Path(path))
-    neurons, files = _layer_files(folder)
-    count = first_layers(folder, max(files), layers)
-    for number in range(1, count + 1):
-        if number not in files:
-            missing = folder / f"n{neurons}-l{number}.tsv"
-            raise FormatError(f"{missing}: no such file, but there is {files[max(files)].name}")
-    used = _bias(folder, neurons, bias)
+    from sparsednn.formats.tsv import compress, read_triplets
 
-    def read_layer(number: int) -> SparseLayer:
+    folder, neurons, files, used = _found(Path(path), layers, bias)
+
+    def read_layer(file: Path) -> SparseLayer:
         # Few large files (or one) leave threads over: these then read parts of a file.
         triplets = read_triplets(
-            files[number],
-            max_row=neurons,
-            max_col=neurons,
-            threads=1 if count > 1 else threads,
+            file, max_row=neurons, max_col=neurons, threads=1 if len(files) > 1 else threads
         )
         if not triplets.rows.size:
-            raise FormatError(f"{files[number]}: no connections: the file was cut off")
+            raise FormatError(f"{file}: {_EMPTY}")
         indptr, indices, values = compress(triplets, neurons, neurons, by_column=True)
         if values is None:
             values = np.ones(indices.size, np.float32)
@@ -92,9 +86,59 @@ def read(
             indptr, indices, values, neurons, bias=used, activation=ACTIVATION, check=False
         )
 
-    made = thread_map(read_layer, range(1, count + 1), threads)
+    made = thread_map(read_layer, files, threads)
     with located(folder):
         return SparseNetwork(made, name=f"neuron{neurons}")
+
+
+def summarize(
+    path: str | os.PathLike[str], *, layers: int | None = None, bias: float | None = None
+) -> NetworkSummary:
+    """Count the connections of each layer, without reading what they are; there is no hash then.
+
+    Raises
+    ------
+    FormatError, UsageError
+        As `read` does, but the lines themselves are not looked at.
+    """
+    _, neurons, files, used = _found(Path(path), layers, bias)
+    counts = thread_map(_count_lines, files)
+    exact = float(np.float32(used))
+    made = tuple(
+        LayerSummary(neurons, neurons, count, str(ACTIVATION), exact, exact) for count in counts
+    )
+    # As `read` would have them: row pointers and biases of each layer, indices and weights.
+    size = len(files) * (8 * (neurons + 1) + 4 * neurons) + 8 * sum(counts)
+    return NetworkSummary(f"neuron{neurons}", made, size, None)
+
+
+def _count_lines(file: Path) -> int:
+    with reading(file):
+        content = file.read_bytes()
+    if file.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FormatError(f"{file}: not a whole gzip file: {error}") from error
+    text = content.rstrip(b" \t\r\n")
+    if not text:
+        raise FormatError(f"{file}: {_EMPTY}")
+    return text.count(b"\n") + 1
+
+
+def _found(
+    path: Path, layers: int | None, bias: float | None
+) -> tuple[Path, int, list[Path], float]:
+    """Folder, width, the files of the layers that are wanted, in order, and the bias."""
+    folder = _folder(path)
+    neurons, files = _layer_files(folder)
+    count = first_layers(folder, max(files), layers)
+    for number in range(1, count + 1):
+        if number not in files:
+            missing = folder / f"n{neurons}-l{number}.tsv"
+            raise FormatError(f"{missing}: no such file, but there is {files[max(files)].name}")
+    wanted = [files[number] for number in range(1, count + 1)]
+    return folder, neurons, wanted, _bias(folder, neurons, bias)
 
 
 def write(network: SparseNetwork, folder: str | os.PathLike[str]) -> None:
@@ -139,6 +183,8 @@ def write_layers(
     FormatError
         If a file cannot be written, or the folder has further layers that would mix in.
     """
+    from sparsednn.formats.tsv import slices, write_triplets
+
     shown = Path(folder)
     bias: np.float32 | None = None
     number = 0

@@ -98,9 +98,24 @@ def read_network(
 
 
 def summarize_network(
-    path: str | os.PathLike[str], *, layers: int | None = None, bias: float | None = None
+    path: str | os.PathLike[str],
+    *,
+    layers: int | None = None,
+    bias: float | None = None,
+    check: bool = False,
 ) -> NetworkSummary:
-    """Summarize a network: from the header alone for a whole native file, else by reading it.
+    """Summarize a network, as quickly as its format allows.
+
+    Of a native file only the header is read, of a Graph Challenge folder the lines are counted
+    (its hash is not known then); other formats are read.
+
+    Parameters
+    ----------
+    path, layers, bias
+        As for `read_network`.
+    check
+        Read and check everything all the same, and compute the hash. A native file whose content
+        has another hash than its header says is an error.
 
     Raises
     ------
@@ -108,15 +123,28 @@ def summarize_network(
         As `read_network` does.
     """
     path = Path(path)
-    if detect_format(path) == "native" and bias is None:
+    stored = None
+    format = detect_format(path)
+    if format == "native" and bias is None:
         from sparsednn.formats import _container, native
 
         if native.is_native(_container.read_header(path)):
             summary = native.summarize(path)
             # The stored hash is that of all layers.
             if first_layers(path, len(summary.layers), layers) == len(summary.layers):
-                return summary
-    return read_network(path, layers=layers, bias=bias).summary
+                if not check:
+                    return summary
+                stored = summary.hash or None
+    if format == "graph-challenge" and not check:
+        from sparsednn.formats import graph_challenge
+
+        return graph_challenge.summarize(path, layers=layers, bias=bias)
+    found = read_network(path, layers=layers, bias=bias).summary
+    if stored not in (None, found.hash):
+        raise FormatError(
+            f"{path}: its content has the hash {found.hash}, its header says {stored}"
+        )
+    return found
 
 
 def write_network(

@@ -153,7 +153,7 @@ TRIPLETS: list[tuple[Edit, str]] = [
 def test_bad_triplets(small: Program, change: Edit, says: str) -> None:
     layer = edit(Path("neuron64/n64-l2.tsv"), change)
     small.fails(3, f"{layer}: {says}", "infer", *FOLDER, "--inputs", "digits.npy")
-    small.fails(3, f"{layer}: {says}", "inspect", *FOLDER, "--json")
+    small.fails(3, f"{layer}: {says}", "inspect", *FOLDER, "--check", "--json")
     small.fails(3, f"{layer}: {says}", "convert", *FOLDER, "out", "--format", "npz")
     edit(Path("digits.tsv"), change)
     small.fails(3, rf"digits\.tsv: {says}", *INFER, "digits.tsv", "--outputs-out", "a.npy")
@@ -186,7 +186,7 @@ def test_bad_gzip(small: Program, content: bytes, says: str) -> None:
     Path("neuron64/n64-l1.tsv").unlink()
     Path("neuron64/n64-l1.tsv.gz").write_bytes(content)
     small.fails(3, rf"a\.tsv\.gz: {says}", *INFER, "a.tsv.gz")
-    small.fails(3, rf"neuron64/n64-l1\.tsv\.gz: {says}", "inspect", *FOLDER)
+    small.fails(3, rf"neuron64/n64-l1\.tsv\.gz: {says}", "inspect", *FOLDER, "--check")
 
 
 def test_layer_files_missing_or_mixed(small: Program) -> None:

@@ -10,14 +10,18 @@ from cli.cli_program import Program
 from cli.conftest import BIAS
 
 KEYS = {"network", "layers", "inputs", "outputs", "edges", "bytes", "hash", "layer"}
+CHECK = ("inspect", "net.safetensors", "--check")
 MODELS = [["net.safetensors"], ["npz"], ["mtx"], ["neuron64", "--bias", BIAS]]
 
 
 def test_inspect_says_the_same_of_every_format(small: Program) -> None:
     found = []
     for model in MODELS:
-        done = small.ok("inspect", *model, "--json")
+        done = small.ok("inspect", *model, "--check", "--json")
         assert done.err == ""
+        # Without --check as little is read as the format allows; no hash can be known of text.
+        quick = small.ok("inspect", *model, "--json").json
+        assert quick == done.json | {"hash": None if "neuron64" in model else done.json["hash"]}
         assert set(done.json) == KEYS
         found.append({key: done.json[key] for key in KEYS - {"network"}})
     assert all(one == found[0] for one in found)
@@ -50,10 +54,11 @@ def test_a_deep_network_is_shown_in_part(program: Program) -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model[0]))
 def test_first_layers(small: Program, model: list[object]) -> None:
-    found = small.ok("inspect", *model, "--layers", 1, "--json").json
+    inspect = ["inspect", *model, "--check", "--json"]
+    found = small.ok(*inspect, "--layers", 1).json
     assert (found["layers"], found["edges"], len(found["layer"])) == (1, 512, 1)
-    whole = small.ok("inspect", *model, "--layers", 2, "--json").json
-    assert whole["hash"] == small.ok("inspect", *model, "--json").json["hash"] != found["hash"]
+    whole = small.ok(*inspect, "--layers", 2).json
+    assert whole["hash"] == small.ok(*inspect).json["hash"] != found["hash"]
     small.ok("convert", *model, "one.safetensors", "--layers", 1)
     assert small.ok("inspect", "one.safetensors", "--json").json["hash"] == found["hash"]
 
@@ -78,7 +83,16 @@ def test_convert_keeps_the_network(
     assert done.out == ""
     assert done.err == f"{out}: 2 layers, 1,024 edges, hash {found_hash[:16]}…\n"
     bias = ["--bias", BIAS] if format == "graph-challenge" else []
-    assert small.ok("inspect", out, *bias, "--json").json["hash"] == found_hash
+    assert small.ok("inspect", out, *bias, "--check", "--json").json["hash"] == found_hash
+
+
+def test_check_holds_a_native_file_against_its_own_hash(small: Program) -> None:
+    small.ok("inspect", "net.safetensors", "--check")
+    content = bytearray(Path("net.safetensors").read_bytes())
+    content[-1] ^= 0x01  # a bit of the last layer's last bias or weight
+    Path("net.safetensors").write_bytes(content)
+    small.ok("inspect", "net.safetensors")
+    small.fails(3, r"net\.safetensors: its content has the hash \w+, its header says", *CHECK)
 
 
 def test_convert_onto_itself(small: Program) -> None:
@@ -104,13 +118,13 @@ def test_bias_of_a_graph_challenge_folder(program: Program) -> None:
     )  # fmt: skip
     folder = "made/here/neuron1024"
     assert sorted(p.name for p in Path(folder).iterdir()) == ["n1024-l1.tsv", "n1024-l2.tsv"]
-    official = program.ok("inspect", folder, "--json").json
+    official = program.ok("inspect", folder, "--check", "--json").json
     named = program.ok("inspect", "graph-challenge:1024-2", "--json").json
     assert official["hash"] == named["hash"]
     assert official["layer"][0]["bias_max"] == pytest.approx(-0.3)
     other = program.ok("inspect", folder, "--bias", "-0.5", "--json").json
     assert other["layer"][0]["bias_max"] == -0.5
-    assert program.ok("inspect", "made/here", "--json").json["hash"] == named["hash"]
+    assert program.ok("inspect", "made/here", "--check", "--json").json["hash"] == named["hash"]
 
 
 def test_names(program: Program) -> None:

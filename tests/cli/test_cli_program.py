@@ -45,6 +45,8 @@ HEAVY = ("numba", "llvmlite", "mpi4py", "cupy", "sklearn", "torch", "scipy", "po
         ["infer", "--help"],
         ["inspect", "net.safetensors"],
         ["inspect", "net.safetensors", "--json"],
+        ["inspect", "neuron64", "--bias", "-0.1"],
+        ["inspect", "graph-challenge:1024-2"],
     ],
 )
 def test_quick_commands_import_nothing_heavy(small: Program, arguments: list[str]) -> None:
