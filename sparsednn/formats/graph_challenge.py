@@ -10,10 +10,8 @@ equals adding it everywhere as long as it is not positive, so a positive one is 
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -31,6 +29,7 @@ from sparsednn.formats._common import (
     reading,
     thread_map,
 )
+from sparsednn.formats._text import load, newlines, stripped
 from sparsednn.network import LayerSummary, NetworkSummary, SparseLayer, SparseNetwork
 
 __all__ = ["read", "summarize", "write", "write_layers"]
@@ -113,17 +112,11 @@ def summarize(
 
 
 def _count_lines(file: Path) -> int:
-    with reading(file):
-        content = file.read_bytes()
-    if file.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise FormatError(f"{file}: not a whole gzip file: {error}") from error
-    text = content.rstrip(b" \t\r\n")
-    if not text:
+    text = load(file)
+    end = stripped(text)
+    if not end:
         raise FormatError(f"{file}: {_EMPTY}")
-    return text.count(b"\n") + 1
+    return newlines(text, 0, end) + 1
 
 
 def _found(

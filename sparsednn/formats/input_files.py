@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -210,26 +208,16 @@ def _write_tsv(inputs: InputSet, path: Path) -> None:
 
 
 def _read_npz(path: Path) -> InputSet:
-    with reading(path), open(path, "rb") as file:  # NumPy would not close a broken archive
-        try:
-            with np.load(file, allow_pickle=False) as parts:
-                if "format" in parts and parts["format"].item() in (b"csc", "csc"):
-                    # Taken as it is: SciPy would widen the indices, and copy the ones.
-                    n_features, n_images = (int(n) for n in parts["shape"])
-                    indptr, indices, data = parts["indptr"], parts["indices"], parts["data"]
-                    _check_kinds(path, indptr, indices, data)
-                    if _ascend(indptr, indices):
-                        return _from_csc(path, indptr, indices, data, n_features, n_images)
-        except (
-            *NOT_NUMPY, KeyError, AttributeError, NotImplementedError,
-            zipfile.BadZipFile, zlib.error,
-        ) as error:  # fmt: skip
-            reason = " ".join(str(error).split())
-            raise FormatError(
-                f"{path}: not a matrix as scipy.sparse.save_npz writes it: {reason}"
-            ) from error
-    from sparsednn.formats.scipy_npz import load_matrix
+    from sparsednn.formats.scipy_npz import load_matrix, opened
 
+    with opened(path) as file, np.load(file, allow_pickle=False) as parts:
+        if "format" in parts and parts["format"].item() in (b"csc", "csc"):
+            # Taken as it is: SciPy would widen the indices, and copy the ones.
+            n_features, n_images = (int(n) for n in parts["shape"])
+            indptr, indices, data = parts["indptr"], parts["indices"], parts["data"]
+            _check_kinds(path, indptr, indices, data)
+            if _ascend(indptr, indices):
+                return _from_csc(path, indptr, indices, data, n_features, n_images)
     matrix = load_matrix(path)
     csc = matrix.tocsc()
     if matrix.format == "coo" and csc.nnz != matrix.nnz:

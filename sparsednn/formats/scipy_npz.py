@@ -7,9 +7,11 @@ unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +20,7 @@ from sparsednn.formats._common import NOT_NUMPY, reading
 from sparsednn.formats._sidecar import read_matrices, write_matrices
 from sparsednn.network import SparseNetwork
 
-__all__ = ["load_matrix", "read", "write"]
+__all__ = ["load_matrix", "opened", "read", "write"]
 
 
 def read(
@@ -61,11 +63,25 @@ def load_matrix(path: Path) -> Any:
     """
     import scipy.sparse
 
-    with reading(path), open(path, "rb") as file:  # NumPy would not close a broken archive
+    with opened(path) as file:
+        matrix = scipy.sparse.load_npz(file)
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
+    return matrix
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open an archive (NumPy would not close a broken one); what its readers raise names it.
+
+    Raises
+    ------
+    FormatError
+        For all errors of a body that reads what is no archive of SciPy's.
+    """
+    with reading(path), open(path, "rb") as file:
         try:
-            matrix = scipy.sparse.load_npz(file)
-            if hasattr(matrix, "check_format"):
-                matrix.check_format(full_check=True)
+            yield file
         except (
             *NOT_NUMPY, KeyError, IndexError, AttributeError, NotImplementedError,
             zipfile.BadZipFile, zlib.error,
@@ -74,7 +90,6 @@ def load_matrix(path: Path) -> Any:
             raise FormatError(
                 f"{path}: not a matrix as scipy.sparse.save_npz writes it: {reason}"
             ) from error
-    return matrix
 
 
 def _save(file: BinaryIO, matrix: Any) -> None:

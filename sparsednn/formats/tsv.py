@@ -11,12 +11,7 @@ ever lost.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import itertools
-import mmap
-import os
-import stat
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,16 +23,15 @@ from numpy.typing import NDArray
 from sparsednn.atomic import atomic_file
 from sparsednn.errors import FormatError
 from sparsednn.formats import _tsv_loops as loops
-from sparsednn.formats._common import reading, thread_map
+from sparsednn.formats._common import thread_map
+from sparsednn.formats._text import after_last_newline, cuts, load, newlines, stripped
 
 __all__ = ["MAX_ID", "Triplets", "compress", "read_triplets", "slices", "write_triplets"]
 
 MAX_ID = 2**31 - 1
 
 _CHUNK = 16 << 20
-_MAP_FROM = 32 << 20  # below this, reading is faster than taking page faults
 _WRITE_LINES = 1 << 16  # their text stays in the cache until it is written
-_BLANK = b" \t\r\n"
 
 Indices = NDArray[np.int32] | NDArray[np.uint16]
 
@@ -101,14 +95,14 @@ def read_triplets(
         before the end, or a last line without a newline (a file that was cut off). Duplicates
         are found by `compress`.
     """
-    text = _load(path)
-    end = _stripped(text)
-    body = _after_last_newline(text, end)
-    parts = [(text, a, b) for a, b in _cuts(text, body, chunk_bytes)]
+    text = load(path)
+    end = stripped(text)
+    body = after_last_newline(text, end)
+    parts = [(text, a, b) for a, b in cuts(text, body, chunk_bytes)]
     if body < end:  # the loops want a newline behind every line
         last = np.frombuffer(text[body:end].tobytes() + b"\n", np.uint8)
         parts.append((last, 0, last.size))
-    sizes = thread_map(lambda part: _newlines(*part), parts, threads)
+    sizes = thread_map(lambda part: newlines(*part), parts, threads)
     firsts = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
     total = int(firsts[-1])
 
@@ -239,65 +233,6 @@ def slices(
         if b > a:
             yield a, b, np.repeat(np.arange(row, last, dtype=np.int32), runs)
         row = last
-
-
-def _load(path: Path) -> NDArray[np.uint8]:
-    """All bytes of the file, mapped if it is large."""
-    with reading(path):
-        if path.suffix == ".gz":
-            try:
-                with gzip.open(path) as packed:
-                    return np.frombuffer(packed.read(), np.uint8)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise FormatError(f"{path}: not a whole gzip file: {error}") from error
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_size >= _MAP_FROM and stat.S_ISREG(status.st_mode):
-                return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            return np.frombuffer(file.read(), np.uint8)
-
-
-def _stripped(text: NDArray[np.uint8]) -> int:
-    """Length without blanks and newlines at the end."""
-    end = int(text.size)
-    while end:
-        block = text[max(end - 4096, 0) : end].tobytes()
-        kept = len(block.rstrip(_BLANK))
-        end -= len(block) - kept
-        if kept:
-            return end
-    return 0
-
-
-def _after_last_newline(text: NDArray[np.uint8], end: int) -> int:
-    at = end
-    while at:
-        block = text[max(at - 4096, 0) : at].tobytes()
-        found = block.rfind(b"\n")
-        if found >= 0:
-            return at - len(block) + found + 1
-        at -= len(block)
-    return 0
-
-
-def _cuts(text: NDArray[np.uint8], body: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut ``text[:body]``, which ends in a newline, into pieces of about `size` that do, too."""
-    start = 0
-    while start < body:
-        stop = min(start + size, body)
-        while stop < body and text[stop - 1] != 10:
-            window = text[stop : min(stop + 4096, body)].tobytes()
-            found = window.find(b"\n")
-            stop += found + 1 if found >= 0 else len(window)
-        yield start, stop
-        start = stop
-
-
-def _newlines(text: NDArray[np.uint8], start: int, stop: int) -> int:
-    step = 1 << 18  # the comparison's result stays in the cache
-    return sum(
-        int(np.count_nonzero(text[a : min(a + step, stop)] == 10)) for a in range(start, stop, step)
-    )
 
 
 def _starts_with_one(text: NDArray[np.uint8]) -> bool:

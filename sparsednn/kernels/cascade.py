@@ -49,6 +49,8 @@ class Images(NamedTuple):
 class Workspace(NamedTuple):
     """One thread's own memory; `width` is that of the widest layer, `stride` a tile's.
 
+    Made with `entry`, `held` and `filled` zero, and left so that it could be used again.
+
     `held` is the number of columns in each pool. `filled` says which rows are not all zero: two
     rows for `scratch`, one for `entry` (the tile that images are written into, zero where `filled`
     is), then one per pool.
@@ -265,8 +267,6 @@ def run_cascade(
     for layer in range(tiling.pool_of_layer.size):
         if tiling.pool_of_layer[layer] >= 0:
             layer_of_pool[tiling.pool_of_layer[layer]] = layer
-    held[:] = 0
-    work.filled[:] = 0
     more = True
     while True:
         # Full pools first, the deepest of all: their tiles are the ones still in the cache.

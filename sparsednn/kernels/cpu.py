@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import read_only
+from sparsednn.errors import ShapeError
 from sparsednn.inputs import InputSet
 from sparsednn.kernels.cascade import Images, Workspace, run_cascade
 from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
@@ -146,6 +147,14 @@ class NumbaPlan:
         self, inputs: InputSet, outputs: NDArray[np.float32] | None = None
     ) -> NDArray[np.bool_]:
         """Run all layers on all columns, tile by tile; threads take tiles as they come."""
+        # The compiled loops write wherever they are told: what does not fit must not reach them.
+        n_in, n_out = int(self.packed.width[0]), int(self.packed.width[-1])
+        if inputs.n_features != n_in:
+            raise ShapeError(f"inputs have {inputs.n_features} features, the network takes {n_in}")
+        if outputs is not None and outputs.shape != (n_out, inputs.n_images):
+            raise ShapeError(
+                f"outputs have shape {outputs.shape}, expected {(n_out, inputs.n_images)}"
+            )
         values = np.asarray(() if inputs.values is None else inputs.values, np.float32)
         is_narrow = inputs.indices.dtype == np.uint16
         images = Images(
@@ -190,11 +199,13 @@ class NumbaPlan:
 
     def forward_layer(self, layer: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """One layer on dense columns, C-contiguous ``(n_in, batch)`` float32."""
+        n_in = int(self.packed.width[layer])
+        if x.ndim != 2 or x.shape[0] != n_in:
+            raise ShapeError(f"layer {layer} takes ({n_in}, batch) columns, found {x.shape}")
         x = np.ascontiguousarray(x, dtype=np.float32)
         y = _aligned((int(self.packed.width[layer + 1]), x.shape[1]), np.float32)
         tiling = self.tiling
         next_tile = np.zeros(1, np.int64)
-        n_out, n_in = y.shape[0], x.shape[0]
         runs = -(-x.shape[1] // tiling.columns)
         tiles = max(1, min(_COPY_TILES, runs // self.threads))
 
@@ -207,7 +218,7 @@ class NumbaPlan:
                 y,
                 next_tile,
                 _aligned((tiles, n_in * tiling.stride), np.float32),
-                _aligned((tiles, n_out * tiling.stride), np.float32),
+                _aligned((tiles, y.shape[0] * tiling.stride), np.float32),
                 _aligned((tiling.stride,), np.int32),
                 self._order(),
             )

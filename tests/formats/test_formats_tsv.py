@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparsednn.errors import FormatError
-from sparsednn.formats import tsv
+from sparsednn.formats import _text
 from sparsednn.formats.tsv import Triplets, compress, read_triplets, write_triplets
 
 LINE = re.compile(
@@ -187,7 +187,7 @@ def test_empty_files_have_no_entries(tmp_path: Path) -> None:
 
 
 def test_large_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tsv, "_MAP_FROM", 1)
+    monkeypatch.setattr(_text, "_MAP_FROM", 1)
     path = tmp_path / "a.tsv"
     path.write_text("1\t2\t0.5\n2\t1\t1\n")
     got = read_triplets(path)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from networks import input_sets, networks, random_layer
 from sparsednn import InputSet, SparseLayer, SparseNetwork
-from sparsednn.errors import UsageError
+from sparsednn.errors import ShapeError, UsageError
 from sparsednn.kernels import KERNELS, get_kernel
 from sparsednn.kernels.cpu import NumbaPlan, choose_tiling
 from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
@@ -225,6 +225,33 @@ def test_deep_networks_have_few_pools() -> None:
     assert choose_tiling(SparseNetwork([layer] * 1920), little, threads=1).pool_of_layer.max() < 60
     wide = SparseNetwork([SparseLayer(np.zeros(2**20), [], [], 2**20 - 1, activation="relu")] * 3)
     assert choose_tiling(wide, little, threads=1).pool_of_layer.max() == -1
+
+
+def test_what_does_not_fit_never_reaches_the_compiled_loops() -> None:
+    rng = np.random.default_rng(1)
+    plan = NumbaPlan(SparseNetwork([random_layer(rng, 6, 4)]))
+    inputs = InputSet.from_dense(np.ones((4, 3)))
+    with pytest.raises(ShapeError, match="inputs have 5 features, the network takes 4"):
+        plan.run(InputSet.from_dense(np.ones((5, 3))))
+    with pytest.raises(ShapeError, match=r"outputs have shape \(6, 2\), expected \(6, 3\)"):
+        plan.run(inputs, np.zeros((6, 2), np.float32))
+    with pytest.raises(ShapeError, match=r"layer 0 takes \(4, batch\) columns, found \(3, 7\)"):
+        plan.forward_layer(0, np.zeros((3, 7), np.float32))
+
+
+def test_a_workspace_can_be_used_again() -> None:
+    rng = np.random.default_rng(2)
+    network = SparseNetwork(
+        [random_layer(rng, 40, 40, density=0.1, bias="negative") for _ in range(5)]
+    )
+    plan = NumbaPlan(network)
+    work = plan._workspace()
+    plan._workspace = lambda: work  # type: ignore[method-assign]
+    for seed in range(3):
+        inputs = InputSet.from_dense(np.random.default_rng(seed).random((40, 500)) > 0.8)
+        _, truth = run(ReferencePlan(network), network, inputs)
+        _, outputs = run(plan, network, inputs)
+        np.testing.assert_allclose(outputs, truth, rtol=1e-4, atol=tolerance(network))
 
 
 def test_unknown_kernel() -> None:
