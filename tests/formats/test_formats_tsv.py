@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparsednn.errors import FormatError
-from sparsednn.formats import _text
+from sparsednn.formats import _text, tsv
 from sparsednn.formats.tsv import Triplets, compress, read_triplets, write_triplets
 
 LINE = re.compile(
