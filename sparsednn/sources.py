@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsednn.errors import FormatError, InputError, UnknownNameError, UsageError
 from sparsednn.inputs import InputSet
 from sparsednn.network import NetworkSummary, SparseNetwork
+
+if TYPE_CHECKING:
+    from sparsednn.formats import ReadOptions
 
 __all__ = ["load_inputs", "load_network", "summarize"]
 
@@ -32,7 +36,11 @@ def _number(text: str, what: str, name: str) -> int:
 
 
 def load_network(
-    model: str, *, layers: int | None = None, bias: float | None = None
+    model: str,
+    *,
+    layers: int | None = None,
+    bias: float | None = None,
+    options: ReadOptions | None = None,
 ) -> SparseNetwork:
     """Load the network that `model` names.
 
@@ -44,6 +52,8 @@ def load_network(
         Only the first so many layers.
     bias
         For formats that store none (a Graph Challenge folder): one bias for all neurons.
+    options
+        For checkpoints: which tensors are layers, and what such a file does not say.
 
     Raises
     ------
@@ -51,13 +61,15 @@ def load_network(
         (any of its kinds) if there is no such file or name, or its content cannot be used.
     UsageError
         If an option does not apply to this kind of model.
+    MissingDependencyError
+        If the file's format needs a library that is not installed.
     """
     if layers is not None and layers < 1:
         raise UsageError(f"--layers must be at least 1, found {layers}")
     if _is_path(model):
         from sparsednn.formats import read_network
 
-        return read_network(Path(model), layers=layers, bias=bias)
+        return read_network(Path(model), layers=layers, bias=bias, options=options)
     kind, _, rest = model.partition(":")
     if kind != "graph-challenge":
         raise UnknownNameError(
@@ -66,6 +78,8 @@ def load_network(
         )
     if bias is not None:
         raise UsageError(f"--bias does not apply to '{model}': its biases are part of it")
+    if options is not None:
+        options.refuse(model, "it is a network by name")
     from sparsednn.datasets import graph_challenge_network
 
     neurons, dash, depth = rest.partition("-")
@@ -76,14 +90,21 @@ def load_network(
 
 
 def summarize(
-    model: str, *, layers: int | None = None, bias: float | None = None, check: bool = False
+    model: str,
+    *,
+    layers: int | None = None,
+    bias: float | None = None,
+    options: ReadOptions | None = None,
+    check: bool = False,
 ) -> NetworkSummary:
     """Summarize a network, reading as little as its format allows; `check` reads everything."""
     if _is_path(model):
         from sparsednn.formats import summarize_network
 
-        return summarize_network(Path(model), layers=layers, bias=bias, check=check)
-    return load_network(model, layers=layers, bias=bias).summary
+        return summarize_network(
+            Path(model), layers=layers, bias=bias, options=options, check=check
+        )
+    return load_network(model, layers=layers, bias=bias, options=options).summary
 
 
 def load_inputs(

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from sparsednn import __version__
-from sparsednn.cli import data, doctor, model, run
+from sparsednn.cli import data, doctor, model, prune, run
 from sparsednn.errors import SparseDNNError
 
 __all__ = ["app", "main"]
@@ -79,6 +79,7 @@ def _options(
 
 app.command("inspect")(model.inspect)
 app.command("convert")(model.convert)
+app.command("prune")(prune.prune)
 app.command("infer")(run.infer)
 app.add_typer(data.app, name="datasets")
 app.command("doctor")(doctor.doctor)

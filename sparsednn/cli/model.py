@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,12 +17,19 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
+from sparsednn.cli._reading import reads_models
+
+if TYPE_CHECKING:
+    from sparsednn.formats import ReadOptions
 
 _SHOWN_LAYERS = 12
 
 
+@reads_models
 def inspect(
     model: ModelArgument,
+    *,
+    options: ReadOptions,
     layers: LayersOption = None,
     bias: BiasOption = None,
     check: Annotated[
@@ -33,7 +40,7 @@ def inspect(
     """Show a network's layers, size and content hash."""
     from sparsednn.sources import summarize
 
-    found = summarize(model, layers=layers, bias=bias, check=check)
+    found = summarize(model, layers=layers, bias=bias, options=options, check=check)
     edges = sum(layer.nnz for layer in found.layers)
     if json:
         rows: list[dict[str, Any]] = [
@@ -87,6 +94,7 @@ def inspect(
         )
 
 
+@reads_models
 def convert(
     model: ModelArgument,
     out: Annotated[
@@ -97,6 +105,8 @@ def convert(
             show_default=False,
         ),
     ],
+    *,
+    options: ReadOptions,
     format: Annotated[
         str | None,
         typer.Option(
@@ -109,9 +119,10 @@ def convert(
     bias: BiasOption = None,
 ) -> None:
     """Write a network in another format."""
-    from sparsednn.formats import write_network
+    from sparsednn.formats import check_target_format, write_network
     from sparsednn.sources import load_network
 
-    network = load_network(model, layers=layers, bias=bias)
+    check_target_format(out, format)
+    network = load_network(model, layers=layers, bias=bias, options=options)
     write_network(network, out, format=format)
     note(f"{out}: {len(network)} layers, {network.edges:,} edges, hash {network.hash[:16]}…")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,9 +19,14 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
+from sparsednn.cli._reading import reads_models
 from sparsednn.errors import AnswerMismatchError, FormatError, UsageError
 
+if TYPE_CHECKING:
+    from sparsednn.formats import ReadOptions
 
+
+@reads_models
 def infer(
     model: ModelArgument,
     inputs: Annotated[
@@ -34,6 +39,8 @@ def infer(
             show_default=False,
         ),
     ],
+    *,
+    options: ReadOptions,
     truth: Annotated[
         Path | None,
         typer.Option(
@@ -76,7 +83,7 @@ def infer(
     get_kernel(kernel)
     expected = None if truth is None else read_categories(truth)
     start = time.perf_counter()
-    network = load_network(model, layers=layers, bias=bias)
+    network = load_network(model, layers=layers, bias=bias, options=options)
     columns = load_inputs(inputs, n_features=network.n_in, mnist=mnist, images=images)
     read_seconds = time.perf_counter() - start
     if expected is not None and expected.size and int(expected[-1]) > columns.n_images:

@@ -29,7 +29,7 @@ FOLDER = ("neuron64", "--bias", BIAS)
         (3, r"nothing\.npz: no such file", ("inspect", "nothing.npz")),
         (3, "nothing: no such file", ("convert", "nothing", "out.safetensors")),
         (3, "x{300}: cannot read: File name too long", ("inspect", "x" * 300)),
-        (3, r"net\.pt: unknown suffix '\.pt' for a network", ("inspect", "net.pt")),
+        (3, r"net\.h5: unknown suffix '\.h5' for a network", ("inspect", "net.h5")),
         (3, "empty: no network in this folder", ("inspect", "empty")),
         (3, r"\.: holds files of several formats", ("inspect", "")),
         (3, "'graph-chalenge:1': no such file, and no network", ("inspect", "graph-chalenge:1")),
@@ -55,7 +55,7 @@ FOLDER = ("neuron64", "--bias", BIAS)
         (2, "--bias does not apply", ("inspect", "graph-challenge:1024-2", "--bias", "-1")),
         # INPUTS
         (3, r"nothing\.tsv: no such file", (*INFER, "nothing.tsv")),
-        (3, r"net\.pt: unknown suffix '\.pt' for inputs", (*INFER, "net.pt")),
+        (3, r"net\.h5: unknown suffix '\.h5' for inputs", (*INFER, "net.h5")),
         (3, "empty: is a folder, a file was expected", (*INFER, "empty")),
         (3, "'digit:64': no such file, and no inputs of this name", (*INFER, "digit:64")),
         (3, "'x' is not a number of neurons", (*INFER, "digits:x")),
@@ -120,7 +120,7 @@ FOLDER = ("neuron64", "--bias", BIAS)
 def test_bad_call(small: Program, code: int, says: str, arguments: tuple[object, ...]) -> None:
     for folder in ("empty", "folder.npz"):
         Path(folder).mkdir()
-    Path("net.pt").touch()
+    Path("net.h5").touch()
     Path("wide.tsv").write_text("1 1 1\n1 65 1\n")
     Path("sparse-images-16.tsv").write_text("1 1 1\n")
     np.save("wide.npy", np.ones((65, 3)))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsednn import InputSet, SparseLayer, SparseNetwork
+from sparsednn.inference import infer
 
 SPECIAL = np.array(
     [0.0, -0.0, 1.0, 1 / 16, 1e-45, -1.1754944e-38, 3.4028235e38, 16777216.0, 2**-11, 0.1],
@@ -97,6 +98,17 @@ def small_network() -> SparseNetwork:
         ],
         name="small",
     )
+
+
+def outputs(network: SparseNetwork, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What our inference gives for samples ``(batch, n_in)``, as ``(batch, n_out)``."""
+    found = np.zeros((network.n_out, len(x)), np.float32)
+
+    def keep(first: int, block: NDArray[np.float32]) -> None:
+        found[:, first : first + block.shape[1]] = block
+
+    infer(network, InputSet.from_dense(x.reshape(len(x), -1).T), kernel="reference", sink=keep)
+    return found.T
 
 
 def names(folder: Path) -> list[str]:

@@ -23,7 +23,9 @@ from sparsednn.formats import (
 def test_public_names() -> None:
     for name in sparsednn.formats.__all__:
         assert hasattr(sparsednn.formats, name)
-    assert list(FORMATS) == ["native", "graph-challenge", "npz", "matrix-market"]
+    assert list(FORMATS) == [
+        "native", "graph-challenge", "npz", "matrix-market", "shards", "torch", "onnx",
+    ]  # fmt: skip
 
 
 def test_light_imports(tmp_path: Path) -> None:
@@ -31,7 +33,8 @@ def test_light_imports(tmp_path: Path) -> None:
     write_network(small_network(), path)
     code = (
         "import sys, sparsednn.formats as f; f.summarize_network(sys.argv[1]);"
-        "f.read_network(sys.argv[1]); heavy = {'numba', 'scipy', 'safetensors'} & set(sys.modules);"
+        "f.read_network(sys.argv[1]); heavy = {'numba', 'scipy', 'safetensors', 'torch', 'onnx'};"
+        "heavy &= set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
@@ -46,6 +49,18 @@ def test_what_is_where(tmp_path: Path) -> None:
     assert detect_format(tmp_path / "npz") == "npz"
     assert detect_format(tmp_path / "mtx") == "matrix-market"
     assert detect_format(tmp_path / "gc") == "graph-challenge"
+    for name, format in (
+        ("a.pt", "torch"),
+        ("a.pth", "torch"),
+        ("a.pth.tar", "torch"),
+        ("a.bin", "torch"),
+        ("a.ckpt", "torch"),
+        ("a.onnx", "onnx"),
+        ("a.mtx.gz", "matrix-market"),
+        ("model.safetensors.index.json", "shards"),
+    ):
+        (tmp_path / name).touch()
+        assert detect_format(tmp_path / name) == format
     hashes = {read_network(tmp_path / n).hash for n in ("a.safetensors", "npz", "mtx")}
     assert hashes == {small_network().hash}
 
@@ -56,11 +71,9 @@ def test_reading_what_is_not_there_or_unknown(tmp_path: Path) -> None:
             function(tmp_path / "nothing")
         with pytest.raises(FormatError, match="no network in this folder: known are"):
             function(tmp_path)
-    (tmp_path / "a.onnx").touch()
-    with pytest.raises(
-        FormatError, match=r"a\.onnx: unknown suffix '\.onnx' .*: known are \.safet"
-    ):
-        read_network(tmp_path / "a.onnx")
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(FormatError, match=r"a\.h5: unknown suffix '\.h5' .*: known are \.safet"):
+        read_network(tmp_path / "a.h5")
     (tmp_path / "x.npz").touch()
     (tmp_path / "x.mtx").touch()
     with pytest.raises(FormatError, match="files of several formats: npz, matrix-market"):
@@ -84,7 +97,11 @@ def test_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_ways_to_write(tmp_path: Path) -> None:
     network = small_network()
     for path, format, message in (
-        ("a", "onnx", "unknown format 'onnx': known are native, graph-challenge, npz"),
+        ("a", "h5", "unknown format 'h5': known are native, graph-challenge, npz"),
+        ("a", "onnx", "a: format 'onnx' is only read; written are .safetensors"),
+        ("a.pth.tar", None, "a.pth.tar: a file of format 'torch' is only read"),
+        ("a.pt", "npz", "a.pt: a file of format 'torch' is only read"),
+        ("a.safetensors.index.json", None, "a file of format 'shards' is only read"),
         ("a", None, "a: writing a folder needs a format: graph-challenge, npz or matrix-market"),
         ("a", "native", "the name of a native file must end in .safetensors"),
         ("a.npz", "native", "the suffix '.npz' does not fit format 'native'"),
