@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from sparsednn._jit import jit, read_only
 from sparsednn.kernels.microkernel import MAX_ROWS, PREFETCH_COLUMNS
 from sparsednn.network import SparseLayer, SparseNetwork
+from sparsednn.patterns import equal_rows
 
-__all__ = ["PackedNetwork", "group_rows", "pack"]
+__all__ = ["PackedNetwork", "pack"]
 
 #: Activation codes of the compiled loops. CLAMP covers identity, ReLU and clamped ReLU, which the
 #: microkernel applies itself; the others are a second pass over the tile.
@@ -55,59 +56,6 @@ class PackedNetwork(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self)
-
-
-@jit
-def _pattern_hashes(
-    indptr: NDArray[np.int64], indices: NDArray[np.int32], hashes: NDArray[np.uint64]
-) -> None:
-    for row in range(hashes.size):
-        h = np.uint64(0xCBF29CE484222325)
-        for k in range(indptr[row], indptr[row + 1]):
-            h = (h ^ np.uint64(indices[k])) * np.uint64(0x100000001B3)
-            h ^= h >> np.uint64(29)
-        hashes[row] = h
-
-
-@jit
-def _chain_equal_rows(
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    order: NDArray[np.int64],
-    hashes: NDArray[np.uint64],
-    leader: NDArray[np.int64],
-) -> None:
-    """``leader[row]``: the first row that has the same pattern; `order` sorts by hash, then row."""
-    n = order.size
-    for at in range(n):
-        row = order[at]
-        leader[row] = row
-        length = indptr[row + 1] - indptr[row]
-        back = at - 1
-        # Rows of another pattern can share the hash: go back over all with an equal hash.
-        while back >= 0 and hashes[order[back]] == hashes[row]:
-            other = order[back]
-            if leader[other] == other and indptr[other + 1] - indptr[other] == length:
-                same = True
-                for k in range(length):
-                    if indices[indptr[row] + k] != indices[indptr[other] + k]:
-                        same = False
-                        break
-                if same:
-                    leader[row] = other
-                    break
-            back -= 1
-
-
-def group_rows(layer: SparseLayer) -> NDArray[np.int64]:
-    """For each row of a layer the first row that has the same column pattern, ``(n_out,)``."""
-    hashes = np.empty(layer.n_out, np.uint64)
-    indptr, indices = read_only(layer.indptr), read_only(layer.indices)
-    _pattern_hashes(indptr, indices, hashes)
-    order = np.argsort(hashes, kind="stable")
-    leader = np.empty(layer.n_out, np.int64)
-    _chain_equal_rows(indptr, indices, order, hashes, leader)
-    return leader
 
 
 @jit
@@ -173,7 +121,7 @@ class _LayerBlocks(NamedTuple):
 
 
 def _plan_layer(layer: SparseLayer) -> _LayerBlocks:
-    leader = group_rows(layer)
+    leader = equal_rows(layer.indptr, layer.indices)
     # Groups in the order of their first row, rows ascending within: neighbours stay neighbours.
     target = np.argsort(leader, kind="stable").astype(np.int32)
     leaders, sizes = np.unique(leader, return_counts=True)

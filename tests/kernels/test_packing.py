@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 
 from networks import networks
-from sparsednn import SparseLayer, SparseNetwork
+from sparsednn import SparseNetwork
 from sparsednn.kernels.microkernel import MAX_ROWS
-from sparsednn.kernels.packing import group_rows, pack
+from sparsednn.kernels.packing import pack
 
 
 def unpack(network: SparseNetwork) -> list[np.ndarray]:
@@ -43,24 +43,3 @@ def unpack(network: SparseNetwork) -> list[np.ndarray]:
 def test_packing_keeps_every_weight(network: SparseNetwork) -> None:
     for layer, dense in zip(network, unpack(network), strict=True):
         np.testing.assert_array_equal(dense, layer.weight.toarray())
-
-
-@given(network=networks())
-@settings(deadline=None, max_examples=60)
-def test_groups_are_the_equal_patterns(network: SparseNetwork) -> None:
-    for layer in network:
-        leader = group_rows(layer)
-        patterns = [
-            tuple(layer.indices[layer.indptr[r] : layer.indptr[r + 1]]) for r in range(layer.n_out)
-        ]
-        expected = [patterns.index(pattern) for pattern in patterns]
-        np.testing.assert_array_equal(leader, expected)
-
-
-def test_equal_hashes_do_not_join_rows(monkeypatch) -> None:
-    # With a hash that is the same for all rows only the comparison keeps the groups apart.
-    from sparsednn.kernels import packing
-
-    monkeypatch.setattr(packing, "_pattern_hashes", lambda indptr, indices, out: out.fill(7))
-    layer = SparseLayer([0, 1, 2, 3, 3, 5, 5], [0, 1, 0, 0, 1], [1, 2, 3, 4, 5.0], 2)
-    np.testing.assert_array_equal(packing.group_rows(layer), [0, 1, 0, 3, 4, 3])
