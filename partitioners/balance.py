@@ -103,7 +103,9 @@ class Balance:
         for run in np.split(short, np.flatnonzero(np.diff(short) != 1) + 1):
             if run.size:
                 least = max(self.imbalance(int(k)) for k in run)
-                where = f"layer {run[0] + 1}" + (f" to {run[-1] + 1}" if run.size > 1 else "")
+                where = f"layer {run[0] + 1}"
+                if run.size > 1:
+                    where = f"layers {run[0] + 1} to {run[-1] + 1}"
                 lines.append(
                     f"{where}: {self.parts} parts cannot be balanced as asked; the least "
                     f"imbalance found is {least:.3g}, which is allowed there"

@@ -49,6 +49,9 @@ EFFORTS: Final[dict[str, tuple[float, float]]] = {
 how much work (pins × log2 of the parts, all layers; a second is about a million) it lets the
 native partitioners make chains for it, too."""
 
+LARGEST_PARTS: Final = 8192
+"""Who sends to whom is a full matrix: of 512 MiB for so many parts."""
+
 RULES: Final = ("block", "cyclic", "random")
 """Partitioners that are rules of ownership."""
 
@@ -113,6 +116,8 @@ class Options:
         """
         if self.parts < 1:
             raise InputError(f"parts must be at least 1, found {self.parts}")
+        if self.parts > LARGEST_PARTS:
+            raise InputError(f"parts must be at most {LARGEST_PARTS}, found {self.parts}")
         if not 0.0 <= self.imbalance < float("inf"):
             raise InputError(f"imbalance must be a number of at least 0, found {self.imbalance}")
         if not 0 <= self.seed < 2**31:
@@ -193,11 +198,22 @@ def make_partition(
     if method not in METHODS:
         raise UsageError(f"no method '{method}'; there are {', '.join(METHODS)}")
     if method == "multiphase":
-        name = partitioner or "kahypar"
+        partitioner = partitioner or "kahypar"
+    for option, value, owner in (
+        ("preset", options.preset, None),
+        ("path", options.path, "file"),
+        ("command", options.command, "command"),
+    ):
+        if value is not None and (partitioner is None or owner not in (None, partitioner)):
+            raise UsageError(f"a {option} belongs to a partitioner: name {owner or 'it'}")
+    if method == "multiphase":
+        name = partitioner or ""
         chain = _chain(network, name, options)
-        return _partition(network, options, method, name, chain)
-    names = _candidates(network, options) if partitioner is None else [partitioner]
-    chains = {name: _chain(network, name, options) for name in names}
+        return _partition(network, options, "rule" if name in RULES else method, name, chain)
+    if partitioner is None:
+        chains = _candidates(network, options)
+    else:
+        chains = {partitioner: _chain(network, partitioner, options)}
     return _partition(network, options, method, "", _joint(network, options, chains))
 
 
@@ -206,9 +222,18 @@ def compare(network: SparseNetwork, options: Options) -> Iterator[Compared]:
 
     ``joint`` takes all chains before it as candidates, so it is not worse than any of them that
     keeps to the balance. Its seconds include those of the native chains.
+
+    Raises
+    ------
+    UsageError
+        At once, if the options are those of a single partitioner.
     """
-    if options.preset is not None:
-        raise UsageError("a comparison runs all partitioners: a preset belongs to one")
+    if (options.preset, options.path, options.command) != (None, None, None):
+        raise UsageError("a comparison runs all partitioners: preset, path, command belong to one")
+    return _compared(network, options)
+
+
+def _compared(network: SparseNetwork, options: Options) -> Iterator[Compared]:
     chains: dict[str, _Chain] = {}
     for name in (*RULES, *NATIVE):
         try:
@@ -216,9 +241,10 @@ def compare(network: SparseNetwork, options: Options) -> Iterator[Compared]:
         except MissingDependencyError as error:
             options.tell(f"not in the comparison: {error}")
             continue
-        partition = _partition(network, options, "multiphase", name, chains[name])
+        method = "rule" if name in RULES else "multiphase"
+        partition = _partition(network, options, method, name, chains[name])
         yield Compared(
-            "rule" if name in RULES else "multiphase",
+            method,
             name,
             partition,
             evaluate(network, partition),
@@ -243,13 +269,14 @@ def _partition(
         partitioner=partitioner or "+".join(("annealing", *chain.made_by)),
         version=chain.version,
         preset=chain.preset,
-        seed=options.seed,
-        threads=options.cores,
-        imbalance=options.imbalance,
+        # Numbers of NumPy have no JSON.
+        seed=int(options.seed),
+        threads=int(options.cores),
+        imbalance=float(options.imbalance),
         network=network.name,
         hash=network.hash,
     )
-    return Partition(chain.owners, options.parts, meta)
+    return Partition(chain.owners, int(options.parts), meta)
 
 
 def _chain(network: SparseNetwork, name: str, options: Options) -> _Chain:
@@ -260,7 +287,7 @@ def _chain(network: SparseNetwork, name: str, options: Options) -> _Chain:
     solver = get_solver(
         name,
         preset=options.preset,
-        threads=options.threads if name == "mtkahypar" else None,
+        threads=_library_threads(name, options),
         quiet=options.quiet,
         path=options.path if name == "file" else None,
         command=options.command if name == "command" else None,
@@ -297,20 +324,35 @@ def _by_rule(network: SparseNetwork, solver: Solver, options: Options) -> list[N
     return owners
 
 
-def _candidates(network: SparseNetwork, options: Options) -> list[str]:
-    """Partitioners whose chains joint can afford."""
-    import importlib.util
+def _library_threads(name: str, options: Options) -> int | None:
+    """Threads of a library, None if it has no choice (any more)."""
+    if name != "mtkahypar":
+        return None
+    from sparsednn.partitioners.solvers.mtkahypar import running_threads
 
-    work = network.edges * max(np.log2(options.parts), 1.0)
-    names = ["cyclic"]
+    running = running_threads()
+    if running not in (None, options.cores):
+        # Its pool of threads is made once per process. With a deterministic preset the number
+        # changes nothing but the time.
+        options.tell(f"mtkahypar goes on with the {running} threads that it has in this process")
+        return None
+    return options.cores
+
+
+def _candidates(network: SparseNetwork, options: Options) -> dict[str, _Chain]:
+    """Make the chains that joint can afford; what cannot be had is told, and done without."""
+    chains = {"cyclic": _chain(network, "cyclic", options)}
+    parts = float(options.parts)
+    # The second term is what KaHyPar was seen to take for many parts and few rows.
+    work = network.edges * max(np.log2(parts), 1.0) + len(network) * parts**3 / 150.0
     if work > EFFORTS[options.effort][1]:
-        return names
+        return chains
     for name in NATIVE:
-        if importlib.util.find_spec(name) is None:
-            options.tell(f"{name} is not installed, joint does without it (pip install {name})")
-        else:
-            names.append(name)
-    return names
+        try:
+            chains[name] = _chain(network, name, options)
+        except (MissingDependencyError, InputError) as error:
+            options.tell(f"joint does without {name}: {error}")
+    return chains
 
 
 def _joint(network: SparseNetwork, options: Options, chains: Mapping[str, _Chain]) -> _Chain:

@@ -41,10 +41,10 @@ class PartitionMeta:
     Attributes
     ----------
     method
-        ``multiphase``, ``joint``, or the name of an ownership rule.
+        ``joint``, ``multiphase`` or ``rule``.
     partitioner
         What divided single layers; for ``joint``, its candidates. ``version`` and ``preset`` are
-        those of the library, None where there is none.
+        those of the library, None where there is none; for ``joint``, ``preset`` is the effort.
     seed, threads, imbalance
         As asked for.
     network, hash

@@ -40,6 +40,8 @@ _PACKAGES = (
     ("safetensors", "safetensors", "pip install safetensors", True),
     ("scikit-learn", "sklearn", "pip install scikit-learn", True),
     ("pooch", "pooch", "pip install pooch", True),
+    ("kahypar", "kahypar", "pip install kahypar", False),
+    ("mtkahypar", "mtkahypar", "pip install mtkahypar", False),
     ("torch", "torch", "pip install 'sparsednn[torch]'", False),
     ("onnx", "onnx", "pip install 'sparsednn[onnx]'", False),
     ("matplotlib", "matplotlib", "pip install 'sparsednn[plot]'", False),

@@ -26,4 +26,6 @@ def test_equal_hashes_do_not_join_rows(monkeypatch) -> None:
 
     monkeypatch.setattr(patterns, "_pattern_hashes", lambda indptr, indices, out: out.fill(7))
     layer = SparseLayer([0, 1, 2, 3, 3, 5, 5], [0, 1, 0, 0, 1], [1, 2, 3, 4, 5.0], 2)
-    np.testing.assert_array_equal(patterns.equal_rows(layer.indptr, layer.indices), [0, 1, 0, 3, 4, 3])
+    np.testing.assert_array_equal(
+        patterns.equal_rows(layer.indptr, layer.indices), [0, 1, 0, 3, 4, 3]
+    )

@@ -34,20 +34,39 @@ class State(NamedTuple):
 
     ``labels`` ``(n_units,)``; ``rows[net, part]``: units of a net in a part; ``owned[net, part]``:
     columns of a net that a part owns; ``loads[layer, part]``: weight.
+
+    ``members`` has the units of each layer part by part, those of a part from ``starts[layer,
+    part]`` on, and ``places`` says where each unit stands there: so a unit of a part is drawn at
+    once, however many parts there are.
     """
 
     labels: NDArray[np.int32]
     rows: NDArray[np.int32]
     owned: NDArray[np.int32]
     loads: NDArray[np.int64]
+    members: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    places: NDArray[np.int32]
 
 
 @jit
 def _fill(arrays: Arrays, state: State) -> None:
-    labels, rows, owned, loads = state
+    labels, rows, owned, loads = state.labels, state.rows, state.owned, state.loads
+    parts = loads.shape[1]
     for k in range(arrays.first_unit.size - 1):
-        for u in range(arrays.first_unit[k], arrays.first_unit[k + 1]):
+        low, high = arrays.first_unit[k], arrays.first_unit[k + 1]
+        starts = state.starts[k]
+        starts[0] = low
+        for u in range(low, high):
+            starts[labels[u] + 1] += 1
+        for part in range(parts):
+            starts[part + 1] += starts[part]
+        taken = np.zeros(parts, np.int64)
+        for u in range(low, high):
             part = labels[u]
+            state.places[u] = starts[part] + taken[part]
+            state.members[state.places[u]] = u
+            taken[part] += 1
             loads[k, part] += arrays.unit_weight[u]
             for e in range(arrays.unit_ptr[u], arrays.unit_ptr[u + 1]):
                 rows[arrays.unit_net[e], part] += 1
@@ -73,6 +92,9 @@ def make_state(arrays: Arrays, labels: NDArray[np.int32], parts: int) -> State:
         np.zeros((n_nets, parts), dtype=np.int32),
         np.zeros((n_nets, parts), dtype=np.int32),
         np.zeros((arrays.first_unit.size - 1, parts), dtype=np.int64),
+        np.zeros(labels.size, dtype=np.int32),
+        np.zeros((arrays.first_unit.size - 1, parts + 1), dtype=np.int64),
+        np.zeros(labels.size, dtype=np.int32),
     )
     _fill(arrays, state)
     return state
@@ -114,6 +136,31 @@ def _move(arrays: Arrays, state: State, u: np.int64, a: np.int32, b: np.int32) -
         state.owned[net, a] -= arrays.link_columns[e]
         state.owned[net, b] += arrays.link_columns[e]
     state.labels[u] = b
+
+
+@jit
+def _exchange(state: State, u: np.int64, v: np.int64) -> None:
+    """Let two units take each other's place among the members."""
+    at, other = state.places[u], state.places[v]
+    state.members[at], state.members[other] = v, u
+    state.places[u], state.places[v] = other, at
+
+
+@jit
+def _resettle(state: State, k: int, u: np.int64, a: np.int32, b: np.int32) -> None:
+    """Take unit `u` from part `a`'s members to part `b`'s: past the parts between them, by
+    moving their borders over it."""
+    starts = state.starts[k]
+    part = a
+    while part < b:
+        last = starts[part + 1] - 1
+        _exchange(state, u, state.members[last])
+        starts[part + 1] = last
+        part += 1
+    while part > b:
+        _exchange(state, u, state.members[starts[part]])
+        starts[part] += 1
+        part -= 1
 
 
 @jit
@@ -170,26 +217,20 @@ def _partner(
 ) -> tuple[np.int64, np.int64]:
     """Find a unit of part `b` to come for `u`: of a few that the caps allow, the one that gains
     most. Returns it, or -1, and the change in words if it moves alone."""
-    labels, loads = state.labels, state.loads
-    low, high = arrays.first_unit[k], arrays.first_unit[k + 1]
-    a = labels[u]
+    loads = state.loads
+    a = state.labels[u]
+    first = state.starts[k, b]
+    count = state.starts[k, b + 1] - first
     found, least = np.int64(-1), np.int64(0)
-    v = low + _below(seeds, k, high - low)
-    seen = 0
-    for _ in range(min(high - low, _PARTNERS * (2 * loads.shape[1] + 8))):
-        v += 1
-        if v == high:
-            v = low
-        if labels[v] != b:
-            continue
+    if count == 0:
+        return found, least
+    for _ in range(_PARTNERS):
+        v = np.int64(state.members[first + _below(seeds, k, count)])
         more = arrays.unit_weight[u] - arrays.unit_weight[v]
         if loads[k, b] + more <= caps[k] and loads[k, a] - more <= caps[k]:
             change = _change(arrays, state, v, b, a)
             if found < 0 or change < least:
                 found, least = v, change
-        seen += 1
-        if seen == _PARTNERS:
-            break
     return found, least
 
 
@@ -227,6 +268,7 @@ def _search_layer(
         if loads[k, b] + weight <= caps[k]:
             if change <= threshold:
                 _move(arrays, state, u, a, b)
+                _resettle(state, k, u, a, b)
                 loads[k, a] -= weight
                 loads[k, b] += weight
                 tally[k, 0] += change
@@ -244,6 +286,7 @@ def _search_layer(
             _move(arrays, state, u, b, a)
             continue
         _move(arrays, state, v, b, a)
+        _exchange(state, u, v)
         loads[k, a] -= more
         loads[k, b] += more
         tally[k, 0] += change

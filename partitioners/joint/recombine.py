@@ -70,9 +70,13 @@ def _renaming(matched: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
 
         rows, columns = linear_sum_assignment(matched, maximize=True)
     else:
-        columns = np.empty(parts, dtype=np.int64)
-        _greedy(np.argsort(-matched, axis=None, kind="stable"), columns)
+        # Most pairs match nothing: those are left for the end.
+        flat = np.flatnonzero(matched)
+        flat = flat[np.argsort(-matched.ravel()[flat], kind="stable")]
+        columns = np.full(parts, -1, dtype=np.int64)
+        _greedy(flat, columns)
         rows = np.arange(parts)
+        columns[columns < 0] = np.setdiff1d(rows, columns)
     found = int(matched[rows, columns].sum())
     if found <= same:  # nothing gained: keep the names
         return np.arange(parts), same
@@ -83,19 +87,14 @@ def _renaming(matched: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
 
 @jit
 def _greedy(order: NDArray[np.int64], target: NDArray[np.int64]) -> None:
-    """Match pairs in the order of the flattened ``(parts, parts)`` matrix; all parts in the end."""
+    """Match pairs in this order: places in the flattened ``(parts, parts)`` matrix."""
     parts = target.size
-    target[:] = -1
     taken = np.zeros(parts, dtype=np.bool_)
-    left = parts
     for flat in order:
         a, b = flat // parts, flat % parts
         if target[a] < 0 and not taken[b]:
             target[a] = b
             taken[b] = True
-            left -= 1
-            if left == 0:
-                break
 
 
 def recombine(
@@ -124,18 +123,13 @@ def recombine(
     best = np.zeros((n_layers, count), dtype=np.int64)
     came: NDArray[np.int64] = np.zeros((n_layers, count), dtype=np.int64)
     names: dict[tuple[int, int], NDArray[np.int64]] = {}
+    equal_before: list[int] = []
     for k in range(n_layers):
         low, high = arrays.first_unit[k], arrays.first_unit[k + 1]
         first_of = _first_equal([labels[low:high] for labels in candidates])
-        before = list(range(count))
-        if k:
-            last = arrays.first_unit[k - 1]
-            equal = _first_equal([labels[last:low] for labels in candidates])
-            # Of candidates that are equal in the layer before only the cheapest can matter.
-            before = [
-                min((s for s in range(count) if equal[s] == e), key=lambda s: best[k - 1, s])
-                for e in sorted(set(equal))
-            ]
+        # Candidates that are equal in the layer before cost the same there: one of each is enough.
+        before = sorted(set(equal_before))
+        equal_before = first_of
         for t in range(count):
             if first_of[t] != t:
                 best[k, t], came[k, t] = best[k, first_of[t]], came[k, first_of[t]]

@@ -19,6 +19,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsednn.errors import InputError, ShapeError
+from sparsednn.machine import machine
 from sparsednn.network import SparseNetwork
 from sparsednn.partitioners.balance import Balance, balanced_labels
 from sparsednn.partitioners.hypergraph import FREE
@@ -29,7 +31,7 @@ from sparsednn.partitioners.multiphase import settle_free
 
 __all__ = ["Effort", "JointResult", "joint"]
 
-_HOT = (4.0, 8.0, 3.0, 6.0)
+_HOT = (6.0, 8.0, 4.0, 12.0)
 """First temperatures of runs from scratch, in words: where units begin to settle depends on the
 sizes of nets, so they differ."""
 
@@ -119,12 +121,21 @@ def joint(
         Threads of the search.
     progress
         Called with the stage's name and the share of it that is done.
+
+    Raises
+    ------
+    ShapeError
+        If a chain does not fit the network, or has a part out of range.
+    InputError
+        If the search needs more memory than the machine has.
     """
     effort = effort or Effort()
+    for name, owners in (chains or {}).items():
+        _check_chain(network, balance.parts, name, owners)
     groups = row_groups(network)
     limits = balanced_limits(network, groups, balance)
     model = UnitModel(network, groups=groups, heaviest=limits)
-    coarse = _Level(model, balance, effort, progress)
+    coarse = _Level(model, balance, progress)
     waiting = {
         name: owners[1:]
         for name, owners in (chains or {}).items()
@@ -151,7 +162,7 @@ def joint(
     left_out = list(waiting)
     if (cut or waiting) and busy > model.n_units:
         rows = UnitModel(network, groups=groups, heaviest=[1] * len(network))
-        last = _Level(rows, balance, effort, progress)
+        last = _Level(rows, balance, progress)
         last.add("units", model.owners_of(best))
         left_out = [name for name, chain in waiting.items() if not last.add(name, chain)]
         best = last.recombine("rows recombined")
@@ -170,6 +181,30 @@ def joint(
     )
 
 
+def _check_chain(
+    network: SparseNetwork, parts: int, name: str, owners: Sequence[NDArray[np.int32]]
+) -> None:
+    """Keep from the compiled loops what they could not survive."""
+    sizes = [network.n_in, *(layer.n_out for layer in network)]
+    found = [vector.size for vector in owners]
+    if found != sizes:
+        raise ShapeError(f"chain '{name}' has vectors of {found}, the network's layers {sizes}")
+    for k, vector in enumerate(owners[1:], 1):
+        if not 0 <= int(vector.min()) <= int(vector.max()) < parts:
+            raise ShapeError(f"chain '{name}': layer_{k} has a part outside 0 to {parts - 1}")
+
+
+def _check_memory(model: UnitModel, parts: int) -> None:
+    needed = 2 * 4 * model.arrays.net_size.size * parts  # rows and owned, int32 each
+    memory = machine().memory
+    if needed > memory // 2:
+        raise InputError(
+            f"the joint search needs {needed / 2**30:.1f} GiB for {model.arrays.net_size.size:,} "
+            f"nets and {parts} parts, and this machine has {memory / 2**30:.1f} GiB: use fewer "
+            "parts, or --method multiphase"
+        )
+
+
 class _Level:
     """A problem and the chains that were found for it."""
 
@@ -177,10 +212,10 @@ class _Level:
         self,
         model: UnitModel,
         balance: Balance,
-        effort: Effort,
         progress: Callable[[str, float], None] | None,
     ) -> None:
-        self.model, self.balance, self.effort = model, balance, effort
+        _check_memory(model, balance.parts)
+        self.model, self.balance = model, balance
         self.progress = progress
         self.pool: list[NDArray[np.int32]] = []
         self.found: dict[str, int] = {}
@@ -189,10 +224,7 @@ class _Level:
         """Labels that are balanced and nothing else."""
         first, weight = self.model.arrays.first_unit, self.model.arrays.unit_weight
         return np.concatenate(
-            [
-                balanced_labels(weight[low:high], self.balance.parts)
-                for low, high in pairwise(first)
-            ]
+            [balanced_labels(weight[low:high], self.balance.parts) for low, high in pairwise(first)]
         )
 
     def add(self, name: str, rows: Sequence[NDArray[np.int32]]) -> bool:

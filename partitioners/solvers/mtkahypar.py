@@ -24,7 +24,7 @@ from sparsednn.partitioners.solvers._native import (
 from sparsednn.partitioners.solvers._silence import native_output
 from sparsednn.partitioners.solvers.base import SolverInfo
 
-__all__ = ["PRESETS", "MtKahyparSolver"]
+__all__ = ["PRESETS", "MtKahyparSolver", "running_threads"]
 
 PRESETS: Final = (
     "deterministic",
@@ -40,6 +40,12 @@ _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 # The library's thread pool is made once per process; a second `initialize` changes nothing.
 _started: dict[str, Any] = {}
+
+
+def running_threads() -> int | None:
+    """Return the threads that the library has in this process, None if it has not begun."""
+    running: int | None = _started.get("threads")
+    return running
 
 
 class MtKahyparSolver:

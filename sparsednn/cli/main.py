@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from sparsednn import __version__
-from sparsednn.cli import data, doctor, model, prune, run
+from sparsednn.cli import data, doctor, model, partition, prune, run
 from sparsednn.errors import SparseDNNError
 
 __all__ = ["app", "main"]
@@ -80,6 +80,9 @@ def _options(
 app.command("inspect")(model.inspect)
 app.command("convert")(model.convert)
 app.command("prune")(prune.prune)
+app.command("partition")(partition.partition)
+app.command("evaluate")(partition.evaluate)
+app.command("hypergraph")(partition.hypergraph)
 app.command("infer")(run.infer)
 app.add_typer(data.app, name="datasets")
 app.command("doctor")(doctor.doctor)

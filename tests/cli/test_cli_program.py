@@ -35,7 +35,10 @@ def process(folder: Path, *arguments: str, **options: Any) -> subprocess.Complet
     )
 
 
-HEAVY = ("numba", "llvmlite", "mpi4py", "cupy", "sklearn", "torch", "scipy", "pooch")
+HEAVY = (
+    "numba", "llvmlite", "mpi4py", "cupy", "sklearn", "torch", "scipy", "pooch", "kahypar",
+    "mtkahypar", "matplotlib",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,7 @@ HEAVY = ("numba", "llvmlite", "mpi4py", "cupy", "sklearn", "torch", "scipy", "po
     [
         ["--help"],
         ["infer", "--help"],
+        ["partition", "--help"],
         ["inspect", "net.safetensors"],
         ["inspect", "net.safetensors", "--json"],
         ["inspect", "neuron64", "--bias", "-0.1"],
@@ -70,6 +74,56 @@ def test_quick_commands_import_nothing_heavy(small: Program, arguments: list[str
     assert done.stdout
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_partitioners_load_what_is_asked_for(installed: bool) -> None:
+    """The package imports where numba, SciPy and the native libraries are, and are not, there."""
+    code = (
+        "import sys\n"
+        f"if not {installed}:\n    sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
+        "import sparsednn.partitioners, sparsednn.partitioners.report\n"
+        "import sparsednn.partitioners.plot, sparsednn.partitioners.export\n"
+        f"print([name for name in {HEAVY!r} if sys.modules.get(name)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_partitioners_without_native_libraries(small: Program) -> None:
+    """Without kahypar and mtkahypar the default method is still there, and says so once each."""
+    code = (
+        "import sys\n"
+        "for name in ('kahypar', 'mtkahypar', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "from sparsednn.cli.main import main\n"
+        "sys.argv = ['sparsednn', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, *arguments],
+            cwd=small.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    done = run("partition", "net.safetensors", "--parts", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["methods"][0]["partitioner"] == "annealing+cyclic"
+    lines = done.stderr.splitlines()
+    assert [line.partition(" is not installed")[0] for line in lines] == [
+        "warning: kahypar",
+        "warning: mtkahypar",
+    ]
+    asked = run("partition", "net.safetensors", "--parts", "4", "--partitioner", "mtkahypar")
+    assert (asked.returncode, asked.stdout) == (5, "")
+    assert "pip install mtkahypar" in asked.stderr
+
+
 def test_as_a_process(small: Program) -> None:
     done = process(small.folder, *RUN, "--truth", "truth.tsv", "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -81,7 +135,8 @@ def test_as_a_process(small: Program) -> None:
 
 def test_version_and_help(program: Program) -> None:
     assert program.ok("--version").out == f"sparsednn {__version__}\n"
-    for command in ((), ("inspect",), ("convert",), ("infer",), ("datasets",), ("doctor",)):
+    for command in ((), ("inspect",), ("convert",), ("infer",), ("datasets",), ("doctor",),
+                    ("partition",), ("evaluate",), ("hypergraph",)):  # fmt: skip
         assert "Usage" in program.ok(*command, "--help").out
     assert "--kernel" in program.ok("infer", "-h").out
 
@@ -202,6 +257,7 @@ def test_doctor(program: Program) -> None:
         assert set(finding) == {"part", "ok", "found", "advice"}
     parts = {finding["part"] for finding in done.json["findings"]}
     assert parts >= {"sparsednn", "python", "cores", "caches", "numpy", "numba", "mpi", "gpu"}
+    assert parts >= {"kahypar", "mtkahypar", "matplotlib"}
 
 
 def test_doctor_tells_what_is_missing(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

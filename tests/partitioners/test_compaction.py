@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypergraphs import hypergraph, hypergraphs, pin_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hypergraphs import hypergraph, hypergraphs, pin_lists
 from sparsednn.datasets import graph_challenge_network
 from sparsednn.partitioners import compaction
 from sparsednn.partitioners.compaction import drop_small_nets, merge_identical_nets

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypergraphs import hypergraph, hypergraphs, pin_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hypergraphs import hypergraph, hypergraphs, pin_lists
 from sparsednn.errors import FormatError, InputError, ShapeError
 from sparsednn.partitioners import _numbers, hmetis
 from sparsednn.partitioners.hypergraph import FREE, Hypergraph

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypergraphs import hypergraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hypergraphs import hypergraph
 from networks import networks
 from sparsednn import SparseLayer, SparseNetwork
 from sparsednn.errors import InputError, ShapeError

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypergraphs import hypergraph, hypergraphs, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hypergraphs import hypergraph, hypergraphs, planted
 from networks import networks
 from sparsednn import SparseNetwork
 from sparsednn.datasets import graph_challenge_network
