@@ -47,7 +47,7 @@ EFFORTS: Final[dict[str, tuple[float, float]]] = {
 }
 """How long ``joint`` searches: its proposals and sweeps as a multiple of the default's, and up to
 how much work (pins × log2 of the parts, all layers; a second is about a million) it lets the
-native partitioners make chains for it, too."""
+native partitioners make chains for it, too. ``thorough`` has them go backward as well."""
 
 LARGEST_PARTS: Final = 8192
 """Who sends to whom is a full matrix: of 512 MiB for so many parts."""
@@ -279,7 +279,9 @@ def _partition(
     return Partition(chain.owners, int(options.parts), meta)
 
 
-def _chain(network: SparseNetwork, name: str, options: Options) -> _Chain:
+def _chain(
+    network: SparseNetwork, name: str, options: Options, *, backward: bool = False
+) -> _Chain:
     """Partition with one partitioner, layer after layer or by rule."""
     from sparsednn.partitioners.balance import layer_balance
     from sparsednn.partitioners.multiphase import multiphase, settle_free
@@ -304,7 +306,9 @@ def _chain(network: SparseNetwork, name: str, options: Options) -> _Chain:
     else:
         balance = layer_balance(network, options.parts, options.imbalance)
         stage = options.stage(name)
-        owners = multiphase(network, solver, balance, seed=options.seed, progress=stage)
+        owners = multiphase(
+            network, solver, balance, seed=options.seed, backward=backward, progress=stage
+        )
     info = solver.info
     return _Chain(owners, info.version, info.preset, time.perf_counter() - start, (name,))
 
@@ -350,6 +354,8 @@ def _candidates(network: SparseNetwork, options: Options) -> dict[str, _Chain]:
     for name in NATIVE:
         try:
             chains[name] = _chain(network, name, options)
+            if options.effort == "thorough":
+                chains[f"{name} backward"] = _chain(network, name, options, backward=True)
         except (MissingDependencyError, InputError) as error:
             options.tell(f"joint does without {name}: {error}")
     return chains
@@ -378,12 +384,16 @@ def _joint(network: SparseNetwork, options: Options, chains: Mapping[str, _Chain
     )
     for name in result.left_out:
         options.tell(f"joint: the chain of {name} is not balanced as asked, and no candidate")
-    versions = [f"{name} {chain.version}" for name, chain in chains.items() if chain.version]
+    versions = [
+        f"{name} {chain.version}"
+        for name, chain in chains.items()
+        if chain.version and not name.endswith(" backward")
+    ]
     seconds = time.perf_counter() - start
     return _Chain(
         result.owners,
         ", ".join(versions) or None,
         options.effort,
-        seconds + sum(chains[name].seconds for name in chains if name in NATIVE),
+        seconds + sum(chain.seconds for chain in chains.values() if chain.version),
         tuple(chains),
     )

@@ -2,7 +2,8 @@
 
 Demirci & Ferhatosmanoglu (ICS 2021, arXiv 2104.11805): layer ``k`` is partitioned given the
 owners of layer ``k - 1``. Backward, layer ``k`` is partitioned given who needs its outputs in
-layer ``k + 1``. Both count the same words; they differ in what they cannot see yet.
+layer ``k + 1``; its own columns then count as if their owners could still choose, which is what the
+layer before will pay at least.
 """
 
 from __future__ import annotations
