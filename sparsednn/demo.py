@@ -9,6 +9,8 @@ import numpy as np
 
 __all__ = ["run_demo"]
 
+_PARTS = 4
+
 
 def run_demo(
     *,
@@ -16,17 +18,20 @@ def run_demo(
     layers: int = 120,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Push scikit-learn's digits through an official network with both kernels and compare.
+    """Push scikit-learn's digits through an official network with both kernels and compare; divide
+    the network among four ranks.
 
     Returns
     -------
-    The figures: network, images, edges, categories, seconds of both kernels (inference only),
+    The figures: what four ranks would send per image and layer with random and with joint
+    partitioning; network, images, edges, categories, seconds of both kernels (inference only),
     the rate in edges per second, the largest difference of any output, and ``answer``: ``pass`` if
     categories and outputs are equal bit by bit (as they must be where all weights are 1/16),
     ``fail`` otherwise.
     """
     from sparsednn.datasets import digits_inputs, graph_challenge_network
     from sparsednn.inference import infer
+    from sparsednn.partitioners import Options, evaluate, make_partition
 
     progress(f"generating the network: {neurons} neurons, {layers} layers")
     network = graph_challenge_network(neurons, layers)
@@ -45,6 +50,12 @@ def run_demo(
         kept[kernel] = outputs
     fast, truth = results["numba"], results["reference"]
     difference = float(np.abs(kept["numba"] - kept["reference"]).max())
+    progress(f"partitioning for {_PARTS} ranks")
+    words = {}
+    for method, partitioner in (("multiphase", "random"), ("joint", None)):
+        options = Options(_PARTS, effort="quick")
+        partition = make_partition(network, options, method=method, partitioner=partitioner)
+        words[partitioner or method] = evaluate(network, partition).words_total / len(network)
     same = np.array_equal(fast.categories, truth.categories) and difference == 0
     return {
         "network": network.name,
@@ -56,6 +67,9 @@ def run_demo(
         "seconds_numba": fast.infer_seconds,
         "seconds_reference": truth.infer_seconds,
         "edges_per_second": fast.edges_per_second,
+        "ranks": _PARTS,
+        "words_per_layer_random": words["random"],
+        "words_per_layer_joint": words["joint"],
         "largest_difference": difference,
         "answer": "pass" if same else "fail",
     }

@@ -287,7 +287,8 @@ def test_demo(program: Program) -> None:
         "network", "layers", "edges", "images", "threads", "categories", "edges_per_second",
     }  # fmt: skip
     assert (done.json["layers"], done.json["edges"], done.json["images"]) == (120, 3932160, 1797)
-    assert len(done.err.splitlines()) == 4, "progress is on stderr"
+    assert done.json["words_per_layer_joint"] < done.json["words_per_layer_random"] / 3
+    assert len(done.err.splitlines()) == 5, "progress is on stderr"
     assert list(program.folder.iterdir()) == []
 
 
