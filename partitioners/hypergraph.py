@@ -156,7 +156,7 @@ def layer_hypergraph(
     parts: int,
     *,
     owners: NDArray[Any] | None = None,
-    following: NDArray[np.bool_] | None = None,
+    following: NDArray[Any] | None = None,
 ) -> Hypergraph:
     """The hypergraph whose connectivity-1 cost is the words that this layer's rows cause.
 
@@ -174,9 +174,10 @@ def layer_hypergraph(
         is a pin of net ``j``. `FREE`, or None for all: nobody owns it yet, and whoever will can be
         one of the net's parts, so that connectivity-1 is right without it.
     following
-        ``(n_out, parts)`` bool: the parts that need each output of this layer in the next one
-        (`parts_of_nets`). For each there is a net of the row and that part's fixed vertex: cut,
-        unless the row is there, which is one word each. None: not known yet.
+        ``(n_out, parts)`` bool, or whole numbers: the parts that need each output of this layer
+        in the next one, or how many words they need. For each there is a net of the row and that
+        part's fixed vertex, with these words as its weight: cut, unless the row is there. None:
+        not known yet.
 
     Returns
     -------
@@ -199,6 +200,7 @@ def layer_hypergraph(
         pins[own] = rows
         pins[last] = layer.n_out + owners[owned]
         sizes = sizes + owned
+    needed = np.ones(layer.n_in, dtype=np.int64)
     if following is not None:
         if following.shape != (layer.n_out, parts):
             raise ShapeError(
@@ -209,10 +211,11 @@ def layer_hypergraph(
         pairs = np.column_stack((row, layer.n_out + part)).astype(np.int32)
         pins = np.concatenate((pins, pairs.ravel()))
         sizes = np.concatenate((sizes, np.full(row.size, 2)))
+        needed = np.concatenate((needed, following[row, part].astype(np.int64)))
     net_ptr = np.zeros(sizes.size + 1, dtype=np.int64)
     np.cumsum(sizes, out=net_ptr[1:])
     weights = np.zeros(layer.n_out + n_fixed, dtype=np.int64)
     weights[: layer.n_out] = np.diff(layer.indptr)
     fixed = np.full(layer.n_out + n_fixed, FREE, dtype=np.int32)
     fixed[layer.n_out :] = np.arange(n_fixed)
-    return Hypergraph(net_ptr, pins, weights, np.ones(sizes.size, dtype=np.int64), fixed)
+    return Hypergraph(net_ptr, pins, weights, needed, fixed)

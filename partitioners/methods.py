@@ -42,12 +42,12 @@ METHODS: Final[dict[str, str]] = {
 
 EFFORTS: Final[dict[str, tuple[float, float]]] = {
     "quick": (0.1, 0.0),
-    "default": (1.0, 4e7),
+    "default": (1.0, 3e7),
     "thorough": (10.0, 1e10),
 }
-"""How long ``joint`` searches: its proposals and sweeps as a multiple of the default's, and up to
-how much work (pins × log2 of the parts, all layers; a second is about a million) it lets the
-native partitioners make chains for it, too. ``thorough`` has them go backward as well."""
+"""How long ``joint`` searches: its proposals and sweeps as a multiple of the default's, and for how
+much work (pins of units × log2 of the parts, all layers; a million takes a few seconds) it lets
+native partitioners make chains for it. ``thorough`` has them go backward as well."""
 
 LARGEST_PARTS: Final = 8192
 """Who sends to whom is a full matrix: of 512 MiB for so many parts."""
@@ -78,6 +78,9 @@ class Options:
         Threads; None for all cores. Changes no result of the deterministic ones.
     preset
         Of the partitioner; None for its default.
+    rows
+        multiphase: every row by itself, as in the paper. Otherwise rows of the same pattern stay
+        together where the balance allows: much quicker, and no worse.
     effort
         One of `EFFORTS`, for ``joint``.
     quiet
@@ -97,6 +100,7 @@ class Options:
     seed: int = 1
     threads: int | None = None
     preset: str | None = None
+    rows: bool = False
     effort: str = "default"
     quiet: bool = True
     path: str | os.PathLike[str] | None = None
@@ -307,7 +311,13 @@ def _chain(
         balance = layer_balance(network, options.parts, options.imbalance)
         stage = options.stage(name)
         owners = multiphase(
-            network, solver, balance, seed=options.seed, backward=backward, progress=stage
+            network,
+            solver,
+            balance,
+            seed=options.seed,
+            backward=backward,
+            together=not options.rows,
+            progress=stage,
         )
     info = solver.info
     return _Chain(owners, info.version, info.preset, time.perf_counter() - start, (name,))
@@ -345,13 +355,20 @@ def _library_threads(name: str, options: Options) -> int | None:
 
 def _candidates(network: SparseNetwork, options: Options) -> dict[str, _Chain]:
     """Make the chains that joint can afford; what cannot be had is told, and done without."""
+    from sparsednn.partitioners.groups import row_groups
+
     chains = {"cyclic": _chain(network, "cyclic", options)}
     parts = float(options.parts)
+    pins = 0
+    for layer, leader in zip(network, row_groups(network), strict=True):
+        pins += int(np.diff(layer.indptr)[np.unique(leader)].sum())
     # The second term is what KaHyPar was seen to take for many parts and few rows.
-    work = network.edges * max(np.log2(parts), 1.0) + len(network) * parts**3 / 150.0
-    if work > EFFORTS[options.effort][1]:
-        return chains
+    work = pins * max(np.log2(parts), 1.0) + len(network) * parts**3 / 150.0
+    left = EFFORTS[options.effort][1]
     for name in NATIVE:
+        left -= work
+        if left < 0:
+            break
         try:
             chains[name] = _chain(network, name, options)
             if options.effort == "thorough":
@@ -377,6 +394,7 @@ def _joint(network: SparseNetwork, options: Options, chains: Mapping[str, _Chain
         network,
         layer_balance(network, options.parts, options.imbalance),
         chains={name: chain.owners for name, chain in chains.items()},
+        optimised=any(name not in RULES for name in chains),
         effort=effort,
         seed=options.seed,
         threads=options.cores,

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from sparsednn.network import SparseLayer, SparseNetwork
 from sparsednn.partitioners.balance import Balance
-from sparsednn.partitioners.hypergraph import FREE, layer_hypergraph
+from sparsednn.partitioners.groups import NO_UNIT, balanced_limits, pieces, row_groups
+from sparsednn.partitioners.hypergraph import FREE, Hypergraph, layer_hypergraph
 from sparsednn.partitioners.metrics import needs
 from sparsednn.partitioners.solvers.base import Solver
+from sparsednn.patterns import equal_rows
 
 __all__ = ["multiphase", "settle_free"]
 
@@ -34,6 +36,7 @@ def multiphase(
     *,
     seed: int,
     backward: bool = False,
+    together: bool = False,
     progress: Progress | None = None,
 ) -> list[NDArray[np.int32]]:
     """Partition layer after layer.
@@ -50,6 +53,10 @@ def multiphase(
         Given to the solver for each layer.
     backward
         From the last layer to the first.
+    together
+        Rows of the same pattern stay together (`balanced_limits`: as far as the balance can be
+        kept with that). The problems are many times smaller where patterns repeat; where they do
+        not, nothing changes.
     progress
         Called after each layer.
 
@@ -60,6 +67,7 @@ def multiphase(
     same surroundings, is not solved again.
     """
     n_layers = len(network)
+    limits = balanced_limits(network, row_groups(network), balance) if together else []
     found: dict[bytes, NDArray[np.int32]] = {}
     owners: list[NDArray[np.int32]] = [np.full(network.n_in, FREE, dtype=np.int32)]
     owners += [np.full(layer.n_out, FREE, dtype=np.int32) for layer in network]
@@ -70,18 +78,61 @@ def multiphase(
         after = needs(network[k + 1], owners[k + 2], balance.parts) if step and backward else None
         key = _key(layer, before, after, int(balance.caps[k]))
         if key not in found:
-            hypergraph = layer_hypergraph(layer, balance.parts, owners=before, following=after)
+            units = _Units(layer, limits[k] if together else None)
+            hypergraph = units.hypergraph(balance.parts, before, after)
             hypergraph.check(balance.parts)
             labels = solver.solve(
                 hypergraph, balance.parts, imbalance=balance.imbalance(k), seed=seed
             )
-            rows = labels[: layer.n_out].copy()
-            rows[np.diff(layer.indptr) == 0] = FREE
-            found[key] = rows
+            found[key] = units.rows(labels)
         owners[k + 1] = found[key].copy()
         if progress is not None:
             progress(step + 1, n_layers)
     return settle_free(network, owners, balance.parts)
+
+
+class _Units:
+    """What is moved as one: single rows, or rows of equal pattern of at most `heaviest` weight."""
+
+    def __init__(self, layer: SparseLayer, heaviest: int | None) -> None:
+        self._weights = np.diff(layer.indptr)
+        if heaviest is None:
+            self._unit_of = np.arange(layer.n_out, dtype=np.int32)
+            self._layer = layer
+            self._count = np.ones(layer.n_out, dtype=np.int64)
+        else:
+            leader = equal_rows(layer.indptr, layer.indices)
+            self._unit_of, first, self._count = pieces(leader, self._weights, heaviest)
+            self._layer = _rows_of(layer, first)
+        self._busy = self._weights > 0
+
+    def hypergraph(
+        self, parts: int, before: NDArray[Any] | None, after: NDArray[np.bool_] | None
+    ) -> Hypergraph:
+        """The hypergraph of the units; words and work are those of their rows."""
+        n_units = self._count.size
+        words = None
+        if after is not None:
+            words = np.zeros((n_units, parts), dtype=np.int64)
+            inside = self._unit_of != NO_UNIT
+            np.add.at(words, self._unit_of[inside], after[inside])
+        made = layer_hypergraph(self._layer, parts, owners=before, following=words)
+        made.vertex_weights[:n_units] *= self._count
+        return made
+
+    def rows(self, labels: NDArray[np.int32]) -> NDArray[np.int32]:
+        """``(n_out,)``: the part of each row, `FREE` for empty ones."""
+        rows = np.full(self._unit_of.size, FREE, dtype=np.int32)
+        rows[self._busy] = labels[self._unit_of[self._busy]]
+        return rows
+
+
+def _rows_of(layer: SparseLayer, rows: NDArray[np.int64]) -> SparseLayer:
+    """A layer of some of the rows."""
+    sizes = layer.indptr[rows + 1] - layer.indptr[rows]
+    indptr = np.concatenate(([0], np.cumsum(sizes)))
+    place = np.repeat(layer.indptr[rows] - indptr[:-1], sizes) + np.arange(indptr[-1])
+    return SparseLayer(indptr, layer.indices[place], layer.values[place], layer.n_in, check=False)
 
 
 def settle_free(

@@ -23,10 +23,11 @@ from sparsednn.errors import InputError, ShapeError
 from sparsednn.machine import machine
 from sparsednn.network import SparseNetwork
 from sparsednn.partitioners.balance import Balance, balanced_labels
+from sparsednn.partitioners.groups import balanced_limits, row_groups
 from sparsednn.partitioners.hypergraph import FREE
 from sparsednn.partitioners.joint.anneal import anneal, make_state, words
 from sparsednn.partitioners.joint.recombine import recombine
-from sparsednn.partitioners.joint.units import UnitModel, balanced_limits, row_groups
+from sparsednn.partitioners.joint.units import UnitModel
 from sparsednn.partitioners.multiphase import settle_free
 
 __all__ = ["Effort", "JointResult", "joint"]
@@ -34,6 +35,9 @@ __all__ = ["Effort", "JointResult", "joint"]
 _HOT = (6.0, 8.0, 4.0, 12.0)
 """First temperatures of runs from scratch, in words: where units begin to settle depends on the
 sizes of nets, so they differ."""
+
+_SETTLING = 600
+"""Sweeps that a run from scratch needs to be worth its time."""
 
 _WARM, _COOL, _COLD = 2.0, 1.0, 0.3
 """First temperatures for what is settled already, and the last one of every run."""
@@ -58,14 +62,17 @@ class Effort:
     sweeps: int = 2_000
     starts: int = 8
 
-    def plan(self, n_units: int) -> tuple[int, int]:
+    def plan(self, n_units: int, *, chains: bool) -> tuple[int, int]:
         """Return sweeps per run and runs from scratch for a problem of so many units.
 
         Many short runs, put together by recombination, are better than few long ones; but a run
-        that is too short has not settled anywhere.
+        that is too short settles nowhere, and cannot compete with `chains` that were optimised
+        layer by layer: then all is spent on refining these.
         """
         n_units = max(n_units, 1)
         sweeps = max(20, min(self.sweeps, self.proposals // (4 * n_units)))
+        if chains and sweeps < _SETTLING:
+            return max(20, self.proposals // (2 * n_units)), 0
         starts = self.proposals // (sweeps * n_units) - 1
         return sweeps, max(2, min(self.starts, starts))
 
@@ -97,6 +104,7 @@ def joint(
     balance: Balance,
     *,
     chains: Mapping[str, Sequence[NDArray[np.int32]]] | None = None,
+    optimised: bool = False,
     effort: Effort | None = None,
     seed: int = 1,
     threads: int = 1,
@@ -113,6 +121,8 @@ def joint(
     chains
         Candidates by name: one owner vector per neuron layer, inputs included. One that breaks
         a layer's cap is left out.
+    optimised
+        Whether some of the chains were optimised layer by layer (and are not just rules).
     effort
         How long to search.
     seed
@@ -141,7 +151,7 @@ def joint(
         for name, owners in (chains or {}).items()
         if not coarse.add(name, owners[1:])
     }
-    sweeps, starts = effort.plan(model.n_units)
+    sweeps, starts = effort.plan(model.n_units, chains=optimised)
     for start in range(starts):
         coarse.anneal(
             f"annealing {start + 1} of {starts}",
@@ -167,7 +177,7 @@ def joint(
         left_out = [name for name, chain in waiting.items() if not last.add(name, chain)]
         best = last.recombine("rows recombined")
         if cut:
-            sweeps, _ = effort.plan(rows.n_units)
+            sweeps, _ = effort.plan(rows.n_units, chains=True)
             last.anneal(
                 "refining rows", best, hot=_COOL, sweeps=sweeps, seed=again, threads=threads
             )

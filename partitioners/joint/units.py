@@ -30,14 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn.network import SparseNetwork
-from sparsednn.partitioners.balance import Balance, balanced_labels
+from sparsednn.partitioners.groups import NO_UNIT, numbered, pieces, row_groups
 from sparsednn.partitioners.hypergraph import transposed_pattern
 from sparsednn.patterns import equal_rows
 
-__all__ = ["NO_UNIT", "Arrays", "UnitModel", "balanced_limits", "row_groups"]
-
-NO_UNIT = -1
-"""In `UnitModel.unit_of`: an empty row, which belongs to no unit."""
+__all__ = ["Arrays", "UnitModel"]
 
 
 class Arrays(NamedTuple):
@@ -103,9 +100,9 @@ class UnitModel:
         for k, layer in enumerate(network):
             limit = None if heaviest is None else heaviest[k]
             weights = np.diff(layer.indptr)
-            unit_of, leaders, rows_of_unit = _pieces(groups[k], weights, limit)
+            unit_of, leaders, rows_of_unit = pieces(groups[k], weights, limit)
             pointers, rows = transposed_pattern(layer)
-            column_class, class_columns = _numbered(equal_rows(pointers, rows), np.diff(pointers))
+            column_class, class_columns = numbered(equal_rows(pointers, rows), np.diff(pointers))
             # A unit's row is its leader's; a net's columns are all like the first of the class.
             kept = np.zeros(layer.n_in, dtype=np.bool_)
             kept[class_columns] = True
@@ -177,40 +174,6 @@ class UnitModel:
         return owners
 
 
-def row_groups(network: SparseNetwork) -> list[NDArray[np.int64]]:
-    """Per layer ``(n_out,)``: the first row with the same pattern (`equal_rows`)."""
-    return [equal_rows(layer.indptr, layer.indices) for layer in network]
-
-
-def balanced_limits(
-    network: SparseNetwork, groups: Sequence[NDArray[np.int64]], balance: Balance
-) -> list[int]:
-    """How heavy units may be so that each layer can still be balanced.
-
-    Whole groups of equal rows where they can be dealt out within the caps; else halves of the
-    heaviest, and so on, down to rows, which can.
-    """
-    limits: list[int] = []
-    seen: dict[bytes, int] = {}
-    for k, layer in enumerate(network):
-        weights = np.diff(layer.indptr)
-        key = weights.tobytes() + groups[k].tobytes() + int(balance.caps[k]).to_bytes(8, "little")
-        if key not in seen:
-            limit = max(int(layer.nnz), 1)
-            while True:
-                _, rows, count = _pieces(groups[k], weights, limit)
-                unit_weights = weights[rows] * count
-                labels = balanced_labels(unit_weights, balance.parts)
-                loads = np.bincount(labels, weights=unit_weights, minlength=balance.parts)
-                if loads.max() <= balance.caps[k] or count.max() == 1:
-                    break
-                # Of those that can be cut: a heavy row alone must not keep the rest whole.
-                limit = int(unit_weights[count > 1].max()) // 2
-            seen[key] = limit
-        limits.append(seen[key])
-    return limits
-
-
 class _LayerParts(NamedTuple):
     n_units: int
     n_nets: int
@@ -219,47 +182,6 @@ class _LayerParts(NamedTuple):
     link: NDArray[np.int64]
     net_size: NDArray[np.int64]
     unit_weight: NDArray[np.int64]
-
-
-def _numbered(
-    leader: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the classes of lines that are not empty.
-
-    Returns ``(n,)`` class numbers (-1 for empty lines), and the first line of each class.
-    """
-    first = np.flatnonzero((leader == np.arange(leader.size)) & (sizes > 0))
-    number = np.full(leader.size, -1, dtype=np.int64)
-    number[first] = np.arange(first.size)
-    return number[leader], first
-
-
-def _pieces(
-    leader: NDArray[np.int64], weights: NDArray[np.int64], limit: int | None
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Cut groups of equal rows into units of at most `limit` weight.
-
-    Returns ``(n,)`` unit numbers (`NO_UNIT` for empty rows), a row of each unit, and how many
-    rows each unit has.
-    """
-    group, first = _numbered(leader, weights)
-    size = np.bincount(group[group >= 0], minlength=first.size)
-    pieces = np.ones(first.size, dtype=np.int64)
-    if limit is not None and first.size:
-        rows = np.maximum(limit // weights[first], 1)
-        pieces = -(-size // rows)
-    base = np.concatenate(([0], np.cumsum(pieces)))
-    order = np.argsort(group, kind="stable")
-    order = order[group[order] >= 0]
-    rank = np.arange(order.size) - np.repeat(np.cumsum(size) - size, size)
-    own = group[order]
-    unit_of = np.full(leader.size, NO_UNIT, dtype=np.int32)
-    unit_of[order] = base[own] + rank * pieces[own] // np.maximum(size[own], 1)
-    return (
-        unit_of,
-        np.repeat(first, pieces),
-        np.bincount(unit_of[order], minlength=int(base[-1])).astype(np.int64),
-    )
 
 
 def _entries(

@@ -79,6 +79,14 @@ def partition(
         str | None,
         typer.Option("--preset", help="Of the partitioner.", show_default=False),
     ] = None,
+    rows: Annotated[
+        bool,
+        typer.Option(
+            "--rows",
+            help="multiphase: every row by itself, as in the paper (otherwise rows of equal "
+            "pattern stay together where the balance allows: quicker, and no worse).",
+        ),
+    ] = False,
     imbalance: Annotated[
         float,
         typer.Option(
@@ -158,8 +166,8 @@ def partition(
     partitioner = _partitioner(partitioner, parts_from, command)
     method = method or ("joint" if partitioner is None else "multiphase")
     wanted = Options(
-        parts, imbalance=imbalance, seed=seed, threads=threads, preset=preset, effort=effort,
-        quiet=not native_output, path=parts_from, command=command,
+        parts, imbalance=imbalance, seed=seed, threads=threads, preset=preset, rows=rows,
+        effort=effort, quiet=not native_output, path=parts_from, command=command,
     )  # fmt: skip
     if not compare:
         _check_method(method, partitioner, wanted)

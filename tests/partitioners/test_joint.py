@@ -19,18 +19,13 @@ from sparsednn.datasets import graph_challenge_network
 from sparsednn.errors import InputError, ShapeError
 from sparsednn.partitioners import Partition, PartitionMeta, evaluate, get_solver
 from sparsednn.partitioners.balance import Balance, balanced_labels, layer_balance
+from sparsednn.partitioners.groups import NO_UNIT, balanced_limits, row_groups
 from sparsednn.partitioners.hypergraph import FREE
 from sparsednn.partitioners.joint import joint
 from sparsednn.partitioners.joint.anneal import State, anneal, make_state, words
 from sparsednn.partitioners.joint.recombine import _EXACT_PARTS, recombine
 from sparsednn.partitioners.joint.search import Effort
-from sparsednn.partitioners.joint.units import (
-    NO_UNIT,
-    Arrays,
-    UnitModel,
-    balanced_limits,
-    row_groups,
-)
+from sparsednn.partitioners.joint.units import Arrays, UnitModel
 from sparsednn.partitioners.multiphase import multiphase, settle_free
 
 PARTS = st.sampled_from([1, 2, 3, 7, 64])

@@ -16,6 +16,7 @@ from sparsednn import SparseLayer, SparseNetwork
 from sparsednn.datasets import graph_challenge_network
 from sparsednn.partitioners import Partition, PartitionMeta, evaluate
 from sparsednn.partitioners.balance import Balance, layer_balance
+from sparsednn.partitioners.groups import balanced_limits, row_groups
 from sparsednn.partitioners.hypergraph import FREE, Hypergraph, layer_hypergraph
 from sparsednn.partitioners.metrics import needs
 from sparsednn.partitioners.multiphase import multiphase, settle_free
@@ -236,3 +237,40 @@ def test_official_network() -> None:
     assert found.imbalance_max <= 1.03
     # Inputs weigh nothing, but are spread as well.
     assert np.bincount(owners[0], minlength=8).max() <= 160
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=20, deadline=None)
+@given(network=networks(), parts=st.sampled_from([1, 2, 3, 7]))
+def test_rows_that_stay_together_cost_what_they_would_alone(
+    name: str, backward: bool, network: SparseNetwork, parts: int
+) -> None:
+    recorder = Recorder(solver(name))
+    balance = layer_balance(network, parts, 0.03)
+    owners = multiphase(network, recorder, balance, seed=1, backward=backward, together=True)
+    loose = Balance(balance.total, balance.wanted, balance.total, parts)
+    check(network, owners, loose if name == "cyclic" else balance)
+    check_free(network, owners, parts)
+    words = stats(network, owners, parts).words_per_layer
+    if not backward and len(recorder.calls) == len(network):
+        costs = [graph.connectivity_cost(labels, parts) for graph, _, labels in recorder.calls]
+        assert costs == words
+    groups = row_groups(network)
+    limits = balanced_limits(network, groups, balance)
+    for k, layer in enumerate(network):
+        weights = np.diff(layer.indptr)
+        if limits[k] >= layer.nnz:  # nothing had to be cut
+            leader = groups[k]
+            busy = weights > 0
+            same = owners[k + 1] == owners[k + 1][leader]
+            assert same[busy].all()
+
+
+def test_equal_rows_make_the_problem_small() -> None:
+    recorder = Recorder(solver("cyclic"))
+    network = graph_challenge_network(1024, 2)
+    balance = layer_balance(network, 8, 0.03)
+    multiphase(network, recorder, balance, seed=1, together=True)
+    assert [graph.n_vertices for graph, _, _ in recorder.calls] == [64, 64 + 8]
+    assert [int(graph.vertex_weights.sum()) for graph, _, _ in recorder.calls] == [32768] * 2
