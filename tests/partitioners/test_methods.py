@@ -394,3 +394,34 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
 def test_too_many_parts_for_a_table_of_pairs() -> None:
     with pytest.raises(InputError, match="at most 8192"):
         Options(8193)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_rows_stay_together_unless_asked_otherwise(
+    rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("kahypar")
+    from sparsednn.partitioners import multiphase as module
+
+    asked: list[bool] = []
+    real = module.multiphase
+
+    def noted(*arguments: Any, together: bool, **named: Any) -> Any:
+        asked.append(together)
+        return real(*arguments, together=together, **named)
+
+    monkeypatch.setattr(module, "multiphase", noted)
+    network = graph_challenge_network(1024, 1)
+    made = make_partition(network, quick(8, rows=rows), method="multiphase")
+    assert asked == [not rows]
+    assert evaluate(network, made).words_total == 128
+
+
+def test_native_chains_only_as_far_as_the_effort_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("kahypar")
+    network = graph_challenge_network(1024, 1)
+    # Its 64 units have 2048 pins: with log2(8) = 3 that is 6144 for each library.
+    for allowed, expected in ((6000.0, "cyclic"), (7000.0, "cyclic+kahypar")):
+        monkeypatch.setitem(EFFORTS, "quick", (0.1, allowed))
+        made = make_partition(network, quick(8))
+        assert made.meta.partitioner == f"annealing+{expected}"
