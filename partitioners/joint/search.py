@@ -67,12 +67,12 @@ class Effort:
 
         Many short runs, put together by recombination, are better than few long ones; but a run
         that is too short settles nowhere, and cannot compete with `chains` that were optimised
-        layer by layer: then all is spent on refining these.
+        layer by layer: then these are only refined.
         """
         n_units = max(n_units, 1)
         sweeps = max(20, min(self.sweeps, self.proposals // (4 * n_units)))
         if chains and sweeps < _SETTLING:
-            return max(20, self.proposals // (2 * n_units)), 0
+            return sweeps, 0
         starts = self.proposals // (sweeps * n_units) - 1
         return sweeps, max(2, min(self.starts, starts))
 
