@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 
 from sparsednn.atomic import atomic_file, atomic_folder
 from sparsednn.errors import FormatError, InputError, ShapeError
-from sparsednn.formats._common import natural_key, reading
 from sparsednn.partitioners._numbers import Numbers, format_numbers, read_numbers
 from sparsednn.partitioners.hypergraph import FREE, Hypergraph
 
@@ -42,7 +41,6 @@ __all__ = [
     "read_fix",
     "read_hgr",
     "read_parts",
-    "read_parts_folder",
     "write_fix",
     "write_hgr",
     "write_parts",
@@ -231,45 +229,8 @@ def layer_part_file(layer: int) -> str:
     return f"layer-{layer}.part"
 
 
-def read_parts_folder(
-    folder: str | os.PathLike[str], sizes: Sequence[int], parts: int
-) -> list[NDArray[np.int32]]:
-    """Read the parts of all layers: ``layer-1.part``, ``layer-2.part``, ….
-
-    Parameters
-    ----------
-    folder
-        The folder. Files of other names are not looked at.
-    sizes
-        Rows (output neurons) of each layer, from the first on.
-    parts
-        Number of parts, K.
-
-    Returns
-    -------
-    One ``(size,)`` int32 array per layer: the part of each row.
-
-    Raises
-    ------
-    FormatError
-        As `read_parts`; also if the folder has files of further layers: it then belongs to
-        another network.
-    """
-    shown = Path(folder)
-    with reading(shown):
-        names = sorted(os.listdir(shown), key=natural_key)
-    for name in names:
-        match = _LAYER_FILE.fullmatch(name)
-        if match and int(match[1]) > len(sizes):
-            raise FormatError(f"{shown / name}: the network has only {len(sizes)} layers")
-    return [
-        read_parts(shown / layer_part_file(layer), size, parts)
-        for layer, size in enumerate(sizes, 1)
-    ]
-
-
 def write_parts_folder(labels: Sequence[NDArray[Any]], folder: str | os.PathLike[str]) -> None:
-    """Write the parts of all layers as `read_parts_folder` reads them; atomically.
+    """Write the parts of all layers, as `export.read_layer_parts` reads them; atomically.
 
     Raises
     ------

@@ -20,7 +20,7 @@ __all__ = ["FileSolver"]
 class FileSolver:
     """Read the parts of a hypergraph's vertices from a part file.
 
-    For all layers at once, `sparsednn.partitioners.hmetis.read_parts_folder` needs no hypergraph.
+    For all layers at once, `sparsednn.partitioners.export.read_layer_parts` needs no hypergraph.
 
     Parameters
     ----------

@@ -240,15 +240,11 @@ def test_parts_folder(tmp_path: Path) -> None:
     labels = [np.array([0, 1, 1], np.int32), np.array([1], np.int32)]
     folder = tmp_path / "parts"
     hmetis.write_parts_folder(labels, folder)
-    (folder / "notes.txt").write_text("mine")
-    for expected, found in zip(labels, hmetis.read_parts_folder(folder, [3, 1], 2), strict=True):
+    for layer, expected in enumerate(labels, 1):
+        found = hmetis.read_parts(folder / hmetis.layer_part_file(layer), expected.size, 2)
         np.testing.assert_array_equal(expected, found)
         assert found.dtype == np.int32
     with pytest.raises(FormatError, match=r"layer-1.part: line 2: part 1, expected 0 to 0"):
-        hmetis.read_parts_folder(folder, [3, 1], 1)
-    with pytest.raises(FormatError, match=r"layer-2.part: the network has only 1 layers"):
-        hmetis.read_parts_folder(folder, [3], 2)
-    with pytest.raises(FormatError, match=r"layer-3.part: no such file"):
-        hmetis.read_parts_folder(folder, [3, 1, 1], 2)
+        hmetis.read_parts(folder / "layer-1.part", 3, 1)
     with pytest.raises(FormatError, match=r"layer-2.part"):
         hmetis.write_parts_folder(labels[:1], folder)
