@@ -11,6 +11,7 @@ import typer
 
 __all__ = [
     "BiasOption",
+    "FormatOption",
     "JsonOption",
     "LayersOption",
     "MnistOption",
@@ -38,6 +39,14 @@ BiasOption = Annotated[
     typer.Option(
         "--bias",
         help="Bias of all neurons of a Graph Challenge folder (default: the official one).",
+        show_default=False,
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="native, graph-challenge, npz or matrix-market (default: by OUT's suffix).",
         show_default=False,
     ),
 ]

@@ -9,6 +9,7 @@ import typer
 
 from sparsednn.cli._common import (
     BiasOption,
+    FormatOption,
     JsonOption,
     LayersOption,
     ModelArgument,
@@ -107,14 +108,7 @@ def convert(
     ],
     *,
     options: ReadOptions,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="native, graph-challenge, npz or matrix-market (default: by OUT's suffix).",
-            show_default=False,
-        ),
-    ] = None,
+    format: FormatOption = None,
     layers: LayersOption = None,
     bias: BiasOption = None,
 ) -> None:

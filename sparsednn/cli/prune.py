@@ -10,6 +10,7 @@ import typer
 
 from sparsednn.cli._common import (
     BiasOption,
+    FormatOption,
     JsonOption,
     LayersOption,
     ModelArgument,
@@ -59,14 +60,7 @@ def prune(
             show_default=False,
         ),
     ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="native, graph-challenge, npz or matrix-market (default: by OUT's suffix).",
-            show_default=False,
-        ),
-    ] = None,
+    format: FormatOption = None,
     layers: LayersOption = None,
     bias: BiasOption = None,
     json: JsonOption = False,
