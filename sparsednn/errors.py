@@ -9,7 +9,8 @@
     │   ├── ShapeError                    layers, inputs or vectors do not fit together
     │   └── UnknownNameError              no file and no known network or data set has this name
     ├── AnswerMismatchError           4   the result differs from the given truth
-    └── MissingDependencyError        5   an optional part is not installed
+    ├── MissingDependencyError        5   an optional part is not installed
+    └── LaunchError                   6   ranks could not be started as asked, or one of them failed
 
 A message is one line: it names the file, line or layer, says what was found and what was
 expected, and, where there is something to do, what to do.
@@ -23,6 +24,7 @@ __all__ = [
     "AnswerMismatchError",
     "FormatError",
     "InputError",
+    "LaunchError",
     "MissingDependencyError",
     "ShapeError",
     "SparseDNNError",
@@ -32,9 +34,14 @@ __all__ = [
 
 
 class SparseDNNError(Exception):
-    """Base of all errors of this package; `exit_code` is what the CLI ends with."""
+    """Base of all errors of this package; `exit_code` is what the CLI ends with.
+
+    `everywhere` is set where all ranks of a program have raised the same error: one of them tells
+    it, and none has to be stopped.
+    """
 
     exit_code: ClassVar[int] = 1
+    everywhere: bool = False
 
 
 class UsageError(SparseDNNError):
@@ -71,3 +78,9 @@ class MissingDependencyError(SparseDNNError):
     """An optional part is needed and not installed; the message says what to install."""
 
     exit_code = 5
+
+
+class LaunchError(SparseDNNError):
+    """Ranks could not be started as asked, or one of them failed."""
+
+    exit_code = 6

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from mpi_runs import IMPLEMENTATIONS, MpiRuns, require_mpi
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -30,3 +31,9 @@ def official_categories() -> Path:
     if not path.exists():
         pytest.skip("no official Graph Challenge categories file beside the checkout")
     return path
+
+
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS)
+def mpi(request: pytest.FixtureRequest) -> MpiRuns:
+    """Each MPI implementation in turn, or skip with the reason; see mpi_runs.py."""
+    return require_mpi(request.param)

@@ -1,0 +1,1 @@
+"""The communicator layer: MPI, counted. Knows arrays and ranks, nothing of networks."""
