@@ -10,6 +10,11 @@ bounded: a pool has room for two tiles. What is left at the end is run from the 
 last.
 
 Columns never mix, so neither the order nor the threads change any result, bit by bit.
+
+With a `Link` the neurons are divided among ranks: every layer exchanges rows (`linked`), and a
+column is dead when it is dead on all ranks. All decisions (which tile next, what to pack) follow
+from that agreement alone, so that all ranks take the same ones. `link` is None otherwise, and
+numba leaves these branches out.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import jit
+from sparsednn.kernels.linked import Link, agree, multiply_linked
 from sparsednn.kernels.microkernel import LANES, atomic_add, compress
 from sparsednn.kernels.packing import CLAMP, PackedNetwork
 from sparsednn.kernels.tiles import Tiling, activate, multiply_layer
@@ -187,19 +193,21 @@ def _advance(
     tiling: Tiling,
     images: Images,
     work: Workspace,
+    link: Link | None,
     layer: int,
     source: NDArray[np.float32],
     ld: int,
     source_filled: NDArray[np.uint8],
     columns: int,
     droppable_from: int,
-) -> None:
+) -> int:
     """Take the tile ``work.ids[:columns]`` from `layer` to the end, into a pool, or to its death.
 
     While enough rows of the tile are all zero (blank borders of images, above all), they are left
     out of the products; `known` says which, and is empty as soon as this does not pay any more.
+    Returns MPI's error code (0: none).
     """
-    layers = net.code.size
+    layers = net.width.size - 1
     stride = tiling.stride
     alive = work.alive
     nothing = work.filled[0][:0]
@@ -213,35 +221,49 @@ def _advance(
         if known.size and not _worth_knowing(known):
             known = nothing
         mark = nothing
-        if known.size and net.code[layer] == CLAMP:
+        code = net.code[layer] if link is None else net.code[3 * layer]
+        if known.size and code == CLAMP:
             mark = work.filled[side][:rows]
             mark[:] = 0
-        multiply_layer(
-            net, layer, x, ld, y.ctypes.data, stride, columns, alive.ctypes.data,
-            mark.ctypes.data if mark.size else 0, known, work.order,
-        )  # fmt: skip
+        marks = mark.ctypes.data if mark.size else 0
+        if link is None:
+            multiply_layer(
+                net, layer, x, ld, y.ctypes.data, stride, columns, alive.ctypes.data, marks, known,
+                work.order,
+            )  # fmt: skip
+        else:
+            error = multiply_linked(
+                net, link, layer, x, ld, y.ctypes.data, stride, columns, alive.ctypes.data, marks,
+                known, work.order,
+            )  # fmt: skip
+            if error != 0:
+                return error
         known = mark
-        if net.code[layer] != CLAMP:
-            activate(y, rows, stride, columns, net.code[layer])
+        if code != CLAMP:
+            activate(y, rows, stride, columns, code)
             _mark_nonzero(y, rows, stride, columns, alive)
         layer += 1
         if layer == layers:
             _finish(images, work, y, rows, stride, columns)
-            return
-        if layer >= droppable_from:
+            return 0
+        pool = tiling.pool_of_layer[layer]
+        if layer >= droppable_from and (link is None or pool >= 0):
+            if link is not None:
+                error = agree(link, layer, alive, columns)
+                if error != 0:
+                    return error
             live = 0
             for c in range(columns):
                 if alive[c] != 0:
                     live += 1
             if live == 0:
-                return
-            pool = tiling.pool_of_layer[layer]
+                return 0
             if pool >= 0 and live < tiling.keep * tiling.columns:
                 _pack(tiling, work, pool, y.ctypes.data, rows, columns)
                 pool_filled = work.filled[3 + pool]
                 for row in range(rows):
                     pool_filled[row] |= known[row] if known.size else np.uint8(1)
-                return
+                return 0
         x = y.ctypes.data
         ld = stride
         side = 1 - side
@@ -255,10 +277,14 @@ def run_cascade(
     work: Workspace,
     droppable_from: int,
     next_tile: NDArray[np.int64],
-) -> None:
+    link: Link | None,
+    tile_step: int,
+) -> int:
     """One thread's share of all input columns; `next_tile` is an atomic counter of all threads.
 
-    From layer `droppable_from` on, dead columns may be dropped.
+    From layer `droppable_from` on, dead columns may be dropped. With a `link`, tiles are dealt in
+    a fixed order instead, as all ranks must take the same: `next_tile` is this stream's own
+    counter, which goes on by `tile_step`. Returns MPI's error code (0: none).
     """
     columns = tiling.columns
     held = work.held
@@ -274,7 +300,7 @@ def run_cascade(
         while pool >= 0 and held[pool] < columns:
             pool -= 1
         if pool < 0 and more:
-            first = columns * atomic_add(next_tile.ctypes.data, 1)
+            first = columns * atomic_add(next_tile.ctypes.data, tile_step)
             n = min(columns, images.indptr.size - 1 - first)
             if n <= 0:
                 more = False
@@ -284,18 +310,26 @@ def run_cascade(
             filled = work.filled[2][: net.width[0]]
             x = work.entry
             _expand(images, first, n, x, net.width[0], tiling.stride, filled)
-            _advance(net, tiling, images, work, 0, x, tiling.stride, filled, n, droppable_from)
+            error = _advance(
+                net, tiling, images, work, link, 0, x, tiling.stride, filled, n, droppable_from
+            )
+            if error != 0:
+                return error
             continue
         if pool < 0:
             pool = 0
             while pool < depth and held[pool] == 0:
                 pool += 1
             if pool == depth:
-                return
+                return 0
         n = min(columns, held[pool])
         work.ids[:n] = work.pool_ids[pool, :n]
         layer = layer_of_pool[pool]
         filled = work.filled[3 + pool][: net.width[layer]]
         x = work.pools[pool]
-        _advance(net, tiling, images, work, layer, x, tiling.pool_stride, filled, n, droppable_from)
+        error = _advance(
+            net, tiling, images, work, link, layer, x, tiling.pool_stride, filled, n, droppable_from
+        )
+        if error != 0:
+            return error
         _take(tiling, work, pool, net.width[layer], n)

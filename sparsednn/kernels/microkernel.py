@@ -121,6 +121,9 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         float32 and int32, ``(rows,)``: each row's bias, and its place in the output.
     y, ldy
         Output, first column of the panel; elements per row.
+    resume
+        0: sums start at zero. 1: they start at what is in `y` (the part of the columns that was
+        multiplied before).
     lo, hi
         The activation clamps to [lo, hi]: (0, inf) is ReLU, (-inf, inf) the identity.
     alive
@@ -143,25 +146,37 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         targets: Any,
         y: Any,
         ldy: Any,
+        resume: Any,
         lo: Any,
         hi: Any,
         alive: Any,
         filled: Any,
     ) -> Any:
         reals = [types.float32] * 2
-        signature = types.void(*[types.int64] * 10, *reals, types.int64, types.int64)
+        signature = types.void(*[types.int64] * 11, *reals, types.int64, types.int64)
 
         def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
             x, ldx, pattern, weights, order, n_cols, bias, targets = args[:8]
-            y, ldy, lo, hi, alive, filled = args[8:]
+            y, ldy, resume, lo, hi, alive, filled = args[8:]
             fma = cgutils.get_or_insert_function(
                 b.module, ir.FunctionType(_VEC, [_VEC] * 3), f"llvm.fmuladd.v{LANES}f32"
             )
             sums = [[cgutils.alloca_once(b, _VEC) for _ in range(vectors)] for _ in range(rows)]
             zero = ir.Constant(_VEC, [0.0] * LANES)
-            for row in sums:
-                for cell in row:
-                    b.store(zero, cell)
+            rows_of_y = []
+            for r in range(rows):
+                target = b.sext(b.load(_at(b, targets, _BYTES * r, _I32)), _I64)
+                rows_of_y.append((target, b.add(y, b.mul(b.mul(target, ldy), _int64(_BYTES)))))
+            with b.if_else(b.icmp_unsigned("!=", resume, _int64(0))) as (resumed, fresh):
+                with resumed:
+                    for (_, place), row in zip(rows_of_y, sums, strict=True):
+                        for v, cell in enumerate(row):
+                            start = b.load(_at(b, place, _VEC_BYTES * v, _VEC), align=_BYTES)
+                            b.store(start, cell)
+                with fresh:
+                    for row in sums:
+                        for cell in row:
+                            b.store(zero, cell)
             row_bytes = b.mul(ldx, _int64(_BYTES))
             with cgutils.for_range(b, n_cols, intp=_I64) as loop:
                 place = b.mul(loop.index, _int64(_BYTES))
@@ -191,8 +206,7 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
             mark_rows = b.icmp_unsigned("!=", filled, _int64(0))
             for r in range(rows):
                 offset = _splat(b, b.load(_at(b, bias, _BYTES * r, _F32)))
-                target = b.sext(b.load(_at(b, targets, _BYTES * r, _I32)), _I64)
-                place = b.add(y, b.mul(b.mul(target, ldy), _int64(_BYTES)))
+                target, place = rows_of_y[r]
                 of_row = ir.Constant(_IVEC, [0] * LANES)
                 for v in range(vectors):
                     z = b.fadd(b.load(sums[r][v]), offset)

@@ -10,21 +10,49 @@ Weights are copied, never merged: rows that happen to have equal weights are sti
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import jit, read_only
+from sparsednn.activations import Activation
 from sparsednn.kernels.microkernel import MAX_ROWS, PREFETCH_COLUMNS
 from sparsednn.network import SparseLayer, SparseNetwork
 from sparsednn.patterns import equal_rows
 
-__all__ = ["PackedNetwork", "pack"]
+__all__ = [
+    "CLAMP",
+    "SIGMOID",
+    "SOFTMAX",
+    "TANH",
+    "PackedNetwork",
+    "Rows",
+    "bounds",
+    "pack",
+    "pack_rows",
+]
 
 #: Activation codes of the compiled loops. CLAMP covers identity, ReLU and clamped ReLU, which the
 #: microkernel applies itself; the others are a second pass over the tile.
 CLAMP, SIGMOID, TANH, SOFTMAX = 0, 1, 2, 3
+
+
+class Rows(NamedTuple):
+    """Rows to be packed: CSR arrays, each row's bias and its place in the output, the activation.
+
+    A layer of a network is one of these; so is any part of its rows or columns.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    target: NDArray[np.int32]
+    code: int = CLAMP
+    low: float = -float("inf")
+    high: float = float("inf")
 
 
 class PackedNetwork(NamedTuple):
@@ -62,19 +90,19 @@ class PackedNetwork(NamedTuple):
 def _copy_weights(
     indptr: NDArray[np.int64],
     values: NDArray[np.float32],
-    target: NDArray[np.int32],
+    source: NDArray[np.int64],
     block_row: NDArray[np.int64],
     weight: NDArray[np.float32],
 ) -> None:
-    """Interleave the weights of each block's rows; `block_row` are offsets into `target`."""
+    """Interleave the weights of each block's rows; `block_row` are offsets into `source`."""
     at = 0
     for b in range(block_row.size - 1):
         first, last = block_row[b], block_row[b + 1]
-        start = indptr[target[first]]
-        length = indptr[target[first] + 1] - start
+        start = indptr[source[first]]
+        length = indptr[source[first] + 1] - start
         for k in range(length):
             for r in range(first, last):
-                weight[at] = values[indptr[target[r]] + k]
+                weight[at] = values[indptr[source[r]] + k]
                 at += 1
 
 
@@ -95,13 +123,14 @@ def _block_sizes(rows: int) -> list[int]:
     return sizes
 
 
-def _bounds(layer: SparseLayer) -> tuple[int, float, float]:
+def bounds(activation: Activation) -> tuple[int, float, float]:
+    """Code, lower and upper bound of an activation."""
     inf = float("inf")
-    match layer.activation.kind:
+    match activation.kind:
         case "relu":
             return CLAMP, 0.0, inf
         case "clamped_relu":
-            return CLAMP, 0.0, layer.activation.limit or 0.0
+            return CLAMP, 0.0, activation.limit or 0.0
         case "sigmoid":
             return SIGMOID, -inf, inf
         case "tanh":
@@ -112,29 +141,32 @@ def _bounds(layer: SparseLayer) -> tuple[int, float, float]:
             return CLAMP, -inf, inf
 
 
-class _LayerBlocks(NamedTuple):
-    target: NDArray[np.int32]
+class _Blocks(NamedTuple):
+    source: NDArray[np.int64]  # rows in the order of the blocks
     block_size: NDArray[np.int64]
     blocks_of_group: NDArray[np.int64]
     pattern_length: NDArray[np.int64]
     pattern: NDArray[np.int32]
 
 
-def _plan_layer(layer: SparseLayer) -> _LayerBlocks:
-    leader = equal_rows(layer.indptr, layer.indices)
+def _plan(rows: Rows) -> _Blocks:
+    if rows.target.size == 0:
+        none = np.empty(0, np.int64)
+        return _Blocks(none, none, none, none, np.empty(0, np.int32))
+    leader = equal_rows(rows.indptr, rows.indices)
     # Groups in the order of their first row, rows ascending within: neighbours stay neighbours.
-    target = np.argsort(leader, kind="stable").astype(np.int32)
+    source = np.argsort(leader, kind="stable")
     leaders, sizes = np.unique(leader, return_counts=True)
     cut = {int(size): _block_sizes(int(size)) for size in np.unique(sizes)}
     blocks_of = np.array([len(cut[int(size)]) for size in sizes], np.int64)
     block_size = np.concatenate([cut[int(size)] for size in sizes]).astype(np.int64)
-    lengths = layer.indptr[leaders + 1] - layer.indptr[leaders]
+    lengths = rows.indptr[leaders + 1] - rows.indptr[leaders]
     # The leaders' column lists one behind another: a ragged gather without a Python loop.
     ends = np.cumsum(lengths)
     position = np.arange(int(ends[-1])) + np.repeat(
-        layer.indptr[leaders] - (ends - lengths), lengths
+        rows.indptr[leaders] - (ends - lengths), lengths
     )
-    return _LayerBlocks(target, block_size, blocks_of, lengths, layer.indices[position])
+    return _Blocks(source, block_size, blocks_of, lengths, rows.indices[position])
 
 
 def _offsets(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -146,41 +178,60 @@ def _offsets(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 def pack(network: SparseNetwork) -> PackedNetwork:
     """Arrange all layers of a network into blocks; takes about 4 bytes per edge more."""
-    layers = [_plan_layer(layer) for layer in network]
-    block_row = _offsets([part.block_size for part in layers])
-    weight = np.empty(network.edges, np.float32)
+    return pack_rows(
+        [_layer_rows(layer) for layer in network],
+        [network.n_in, *(layer.n_out for layer in network)],
+    )
+
+
+def _layer_rows(layer: SparseLayer) -> Rows:
+    """All rows of a layer."""
+    places = np.arange(layer.n_out, dtype=np.int32)
+    limits = bounds(layer.activation)
+    return Rows(layer.indptr, layer.indices, layer.values, layer.bias, places, *limits)
+
+
+def pack_rows(parts: Iterable[Rows], width: Iterable[int]) -> PackedNetwork:
+    """Arrange rows into blocks, each of `parts` like a layer of its own; `width` is kept as it is.
+
+    There may be parts without rows. Takes about 4 bytes per weight more.
+    """
+    parts = list(parts)
+    plans = [_plan(part) for part in parts]
+    weight = np.empty(sum(part.values.size for part in parts), np.float32)
     block_weights: list[NDArray[np.int64]] = []
     at = 0
-    for layer, part in zip(network, layers, strict=True):
-        local_rows = _offsets([part.block_size])
+    for part, plan in zip(parts, plans, strict=True):
+        local_rows = _offsets([plan.block_size])
         _copy_weights(
-            read_only(layer.indptr),
-            read_only(layer.values),
-            part.target,
+            read_only(part.indptr),
+            read_only(part.values),
+            plan.source,
             local_rows,
-            weight[at : at + layer.nnz],
+            weight[at : at + part.values.size],
         )
-        length_of_block = np.repeat(part.pattern_length, part.blocks_of_group)
-        ends = np.cumsum(length_of_block * part.block_size)
-        block_weights.append(at + ends - length_of_block * part.block_size)
-        at += layer.nnz
-    bounds = [_bounds(layer) for layer in network]
+        length_of_block = np.repeat(plan.pattern_length, plan.blocks_of_group)
+        ends = np.cumsum(length_of_block * plan.block_size)
+        block_weights.append(at + ends - length_of_block * plan.block_size)
+        at += part.values.size
     return PackedNetwork(
-        layer_group=_offsets([np.array([part.pattern_length.size]) for part in layers]),
-        group_pattern=_offsets([part.pattern_length for part in layers]),
-        group_block=_offsets([part.blocks_of_group for part in layers]),
-        block_row=block_row,
+        layer_group=_offsets([np.array([plan.pattern_length.size]) for plan in plans]),
+        group_pattern=_offsets([plan.pattern_length for plan in plans]),
+        group_block=_offsets([plan.blocks_of_group for plan in plans]),
+        block_row=_offsets([plan.block_size for plan in plans]),
         block_weight=np.concatenate(block_weights),
         pattern=np.concatenate(
-            [*(part.pattern for part in layers), np.zeros(PREFETCH_COLUMNS, np.int32)]
+            [*(plan.pattern for plan in plans), np.zeros(PREFETCH_COLUMNS, np.int32)]
         ),
-        target=np.concatenate([part.target for part in layers]),
+        target=np.concatenate(
+            [part.target[plan.source] for part, plan in zip(parts, plans, strict=True)]
+        ),
         bias=np.concatenate(
-            [layer.bias[part.target] for layer, part in zip(network, layers, strict=True)]
+            [part.bias[plan.source] for part, plan in zip(parts, plans, strict=True)]
         ),
         weight=weight,
-        width=np.array([network.n_in, *(layer.n_out for layer in network)], np.int64),
-        code=np.array([code for code, _, _ in bounds], np.int64),
-        low=np.array([low for _, low, _ in bounds], np.float32),
-        high=np.array([high for _, _, high in bounds], np.float32),
+        width=np.array(list(width), np.int64),
+        code=np.array([part.code for part in parts], np.int64),
+        low=np.array([part.low for part in parts], np.float32),
+        high=np.array([part.high for part in parts], np.float32),
     )

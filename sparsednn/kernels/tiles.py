@@ -53,6 +53,7 @@ def multiply_layer(
     filled: int,
     source_filled: NDArray[np.uint8],
     order: NDArray[np.int32],
+    resume: bool = False,
 ) -> None:
     """One layer without its second activation pass: ``y = clamp(W x + b)`` on `columns` columns.
 
@@ -61,8 +62,10 @@ def multiply_layer(
 
     `source_filled` ``(n_in,)`` says which rows of `x` are not all zero (empty: all count as such),
     `filled` is the address of the same for `y` (0: not wanted). `order` ``(2, longest pattern)``
-    has 0, 1, 2 … in its first row; the second is working space.
+    has 0, 1, 2 … in its first row; the second is working space. With `resume`, `y` holds sums that
+    are continued.
     """
+    go = np.int64(resume)
     skip = source_filled.size > 0
     pattern = net.pattern.ctypes.data
     weights = net.weight.ctypes.data
@@ -87,6 +90,7 @@ def multiply_layer(
         for first in range(0, vectors, MAX_VECTORS):
             v = min(MAX_VECTORS, vectors - first)
             at = 4 * LANES * first
+            xs, ys, live = x + at, y + at, alive + at
             for block in range(net.group_block[group], net.group_block[group + 1]):
                 row = net.block_row[block]
                 rows = net.block_row[block + 1] - row
@@ -95,31 +99,31 @@ def multiply_layer(
                 t = target + 4 * row
                 if rows == 8:
                     if v == 3:
-                        _M83(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M83(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                     elif v == 2:
-                        _M82(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M82(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                     else:
-                        _M81(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M81(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                 elif rows == 4:
                     if v == 3:
-                        _M43(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M43(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                     elif v == 2:
-                        _M42(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M42(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                     else:
-                        _M41(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M41(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                 elif rows == 2:
                     if v == 3:
-                        _M23(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M23(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                     elif v == 2:
-                        _M22(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M22(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                     else:
-                        _M21(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                        _M21(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                 elif v == 3:
-                    _M13(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                    _M13(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                 elif v == 2:
-                    _M12(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                    _M12(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
                 else:
-                    _M11(x + at, ldx, p, w, o, n, b, t, y + at, ldy, lo, hi, alive + at, filled)
+                    _M11(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
 
 
 @jit

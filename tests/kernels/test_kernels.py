@@ -17,7 +17,8 @@ from networks import input_sets, networks, random_layer
 from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.errors import ShapeError, UsageError
 from sparsednn.kernels import KERNELS, get_kernel
-from sparsednn.kernels.cpu import NumbaPlan, choose_tiling
+from sparsednn.kernels.cpu import NumbaPlan, make_workspace
+from sparsednn.kernels.sizes import choose_tiling
 from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
 from sparsednn.kernels.reference import ReferencePlan, forward
 from sparsednn.kernels.tiles import Tiling
@@ -239,14 +240,14 @@ def test_what_does_not_fit_never_reaches_the_compiled_loops() -> None:
         plan.forward_layer(0, np.zeros((3, 7), np.float32))
 
 
-def test_a_workspace_can_be_used_again() -> None:
+def test_a_workspace_can_be_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     network = SparseNetwork(
         [random_layer(rng, 40, 40, density=0.1, bias="negative") for _ in range(5)]
     )
     plan = NumbaPlan(network)
-    work = plan._workspace()
-    plan._workspace = lambda: work  # type: ignore[method-assign]
+    work = make_workspace(plan.packed, plan.tiling)
+    monkeypatch.setattr("sparsednn.kernels.cpu.make_workspace", lambda packed, tiling: work)
     for seed in range(3):
         inputs = InputSet.from_dense(np.random.default_rng(seed).random((40, 500)) > 0.8)
         _, truth = run(ReferencePlan(network), network, inputs)

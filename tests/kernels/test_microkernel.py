@@ -15,10 +15,10 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     block = multiply[rows, vectors]
 
     @numba.njit
-    def call(x, ldx, pattern, weights, order, bias, target, y, ldy, lo, hi, alive, filled):
+    def call(x, ldx, pattern, weights, order, bias, target, y, ldy, resume, lo, hi, alive, filled):
         block(
             x.ctypes.data, ldx, pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
-            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, lo, hi,
+            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, resume, lo, hi,
             alive.ctypes.data, filled.ctypes.data,
         )  # fmt: skip
 
@@ -36,7 +36,8 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     lo, hi = np.float32(0), np.float32(0.8)
     order = np.arange(columns, dtype=np.int32)[::2].copy()  # as if every other row were zero
     filled = np.zeros(rows, np.uint8)
-    call(x, x.shape[1], pattern, weights, order, bias, target, y, y.shape[1], lo, hi, alive, filled)
+    ldx, ldy = x.shape[1], y.shape[1]
+    call(x, ldx, pattern, weights, order, bias, target, y, ldy, 0, lo, hi, alive, filled)
     expected = emulate(x[:, :width], pattern[order], weights[order], bias, 0.0, 0.8)
     np.testing.assert_array_equal(filled[target], expected.any(axis=1))
     np.testing.assert_allclose(y[target, :width], expected, rtol=1e-5, atol=1e-6)
@@ -57,3 +58,36 @@ def test_compress_packs_the_live_lanes() -> None:
         kept = call(source, alive.astype(np.int32), target)
         assert kept == np.count_nonzero(alive)
         np.testing.assert_array_equal(target[:kept], source[alive != 0])
+
+
+@pytest.mark.parametrize(("rows", "vectors"), sorted(multiply))
+def test_a_block_goes_on_from_earlier_sums(rows: int, vectors: int) -> None:
+    """Columns multiplied in two halves, the second resumed, give what all at once gives."""
+    block = multiply[rows, vectors]
+
+    @numba.njit
+    def call(x, pattern, weights, bias, target, y, resume, lo, hi, alive):
+        order = np.arange(pattern.size - PREFETCH_COLUMNS).astype(np.int32)
+        block(
+            x.ctypes.data, x.shape[1], pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
+            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, y.shape[1], resume,
+            lo, hi, alive.ctypes.data, 0,
+        )  # fmt: skip
+
+    rng = np.random.default_rng(rows * 10 + vectors)
+    width = vectors * LANES
+    x = rng.standard_normal((12, width)).astype(np.float32)
+    weights = rng.standard_normal((12, rows)).astype(np.float32)
+    bias = rng.standard_normal(rows).astype(np.float32)
+    target = rng.permutation(rows).astype(np.int32)
+    y = np.full((rows, width), np.nan, np.float32)
+    alive = np.zeros(width, np.int32)
+    inf = np.float32(np.inf)
+    for part, resume in ((slice(0, 5), 0), (slice(5, 12), 1)):
+        pattern = np.zeros(part.stop - part.start + PREFETCH_COLUMNS, np.int32)
+        pattern[:-PREFETCH_COLUMNS] = np.arange(12)[part]
+        limits = (np.float32(0), np.float32(0.8)) if resume else (-inf, inf)
+        offset = bias if resume else np.zeros(rows, np.float32)
+        call(x, pattern, weights[part].copy(), offset, target, y, resume, *limits, alive)
+    expected = emulate(x, np.arange(12, dtype=np.int32), weights, bias, 0.0, 0.8)
+    np.testing.assert_allclose(y[target], expected, rtol=1e-5, atol=1e-6)
