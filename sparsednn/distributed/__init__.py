@@ -1,0 +1,1 @@
+"""The row-wise engine: a network whose neurons are divided among ranks."""

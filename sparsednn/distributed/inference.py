@@ -1,0 +1,355 @@
+"""Inference on many ranks: load, plan, run, gather. Every function is called by all ranks.
+
+Ranks form a grid D × M: the images are divided among D groups, the neurons among the M ranks of
+each group, as a partition says. ``D × 1`` is pure data parallelism: every rank holds the network
+and runs the ordinary kernel on its images. ``1 × M`` is pure model parallelism.
+
+Who owns what: rank (d, m) owns part m of every layer, and group d's images. Collectives of a run:
+the exchanges of every layer and agreements on dead columns within a group (`compiled`), one
+allreduce of the images' flags within a group, one gather of them (and of outputs, where they are
+wanted, block by block) on rank 0.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsednn.comm.failure import together
+from sparsednn.comm.grid import ProcessGrid
+from sparsednn.comm.mpi import load_mpi
+from sparsednn.distributed.gathering import Gathering, finish_softmax
+from sparsednn.distributed.inputs import distribute_inputs
+from sparsednn.distributed.loading import load_shard, load_whole
+from sparsednn.distributed.partitions import grid_shape, share_partition
+from sparsednn.distributed.plan import exchange_plans
+from sparsednn.distributed.shard import NetworkShard
+from sparsednn.distributed.timing import Timing, gather_trace, slowest
+from sparsednn.inference import OutputSink
+from sparsednn.inputs import InputSet
+from sparsednn.kernels import get_kernel
+
+if TYPE_CHECKING:
+    from sparsednn.comm.communicator import Communicator
+    from sparsednn.formats import ReadOptions
+
+__all__ = ["DistributedResult", "DistributedRun"]
+
+_OUTPUT_BYTES = 128 << 20  # of the dense outputs of all ranks that are held at a time
+_EVENTS = 1 << 18  # of a rank's trace: 8 MiB
+
+
+class _Plan(Protocol):
+    """What runs a rank's share: `compiled.CompiledPlan`, `reference.ReferencePlan`, `_Whole`."""
+
+    def run(
+        self, inputs: InputSet, outputs: NDArray[np.float32] | None = None
+    ) -> NDArray[np.bool_]: ...
+
+    def reset(self) -> None: ...
+
+    def tiles(self, images: int) -> int: ...
+
+    def free(self) -> None: ...
+
+    @property
+    def timing(self) -> Timing: ...
+
+
+@dataclass(frozen=True)
+class DistributedResult:
+    """What a run gave; the same on all ranks, but for `categories` and `trace`.
+
+    Attributes
+    ----------
+    categories
+        On rank 0 as `InferenceResult.categories`; empty on the others.
+    infer_seconds
+        From the sparse inputs in the ranks' memories to the categories on rank 0; gathering and
+        writing outputs is not in it.
+    words_sent, messages_sent
+        Words (activations) and messages between ranks of a group, counted as they were sent.
+    words_predicted, messages_predicted
+        What the partition promises for this run when no column is dropped: the words that each
+        rank's rows need and others own, times its images; a message for each neighbour, layer and
+        tile.
+    seconds
+        ``(layers, 4)`` by `kernels.linked.PHASES`, the largest of all ranks; zeros where M = 1.
+    columns
+        Columns of a tile; 0 where M = 1.
+    trace
+        Chrome trace on rank 0, if it was asked for.
+    """
+
+    categories: NDArray[np.int64] = field(repr=False)
+    infer_seconds: float
+    words_sent: int
+    messages_sent: int
+    words_predicted: int
+    messages_predicted: int
+    seconds: NDArray[np.float64] = field(repr=False)
+    trace: dict[str, Any] | None = field(repr=False)
+
+
+class DistributedRun:
+    """A network and inputs that are spread over ranks, ready to be run (more than once).
+
+    Parameters
+    ----------
+    world
+        All ranks.
+    model, inputs, mnist, images, layers, bias, options
+        As for `sources.load_network` and `sources.load_inputs`.
+    partition
+        File; or None for pure data parallelism.
+    grid
+        ``(D, M)``; by default M is the number of parts, and D what follows.
+    kernel
+        ``numba`` or ``reference``.
+    threads
+        Of each rank.
+    drop, overlap
+        See `compiled.CompiledPlan`.
+    outputs
+        Whether `run` will be given a sink.
+    trace
+        Whether to record one.
+
+    Attributes
+    ----------
+    name, neurons, depth, edges, n_out, n_images
+        Of the network (`neurons`: of its widest layer) and of the inputs.
+    shape
+        The grid.
+
+    Raises
+    ------
+    UsageError
+        If ranks, grid and parts do not fit.
+    SparseDNNError
+        As the loading functions do; on all ranks alike.
+    """
+
+    def __init__(
+        self,
+        world: Communicator,
+        model: str,
+        inputs: str,
+        *,
+        partition: str | os.PathLike[str] | None = None,
+        grid: tuple[int, ...] | None = None,
+        kernel: str = "numba",
+        threads: int = 1,
+        drop: bool = True,
+        overlap: bool = True,
+        outputs: bool = False,
+        trace: bool = False,
+        mnist: Path | None = None,
+        images: int | None = None,
+        layers: int | None = None,
+        bias: float | None = None,
+        options: ReadOptions | None = None,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        MPI = load_mpi()
+        start = MPI.Wtime()
+        self.world, self.outputs, self.traced = world, outputs, trace
+        parts = None if partition is None else share_partition(world, partition)
+        self.shape = grid_shape(
+            world.size, 1 if parts is None else parts.parts, grid, partition=partition
+        )
+        self.grid = ProcessGrid(world, self.shape)
+        self.group = self.grid.along(1)
+        progress("loading the network")
+        loading: dict[str, Any] = {"layers": layers, "bias": bias, "options": options}
+        shard: NetworkShard | None = None
+        if parts is None or parts.parts == 1:
+            network = load_whole(model, world, **loading)
+            if parts is not None and partition is not None:
+                with together(world, f"checking {partition}"):
+                    parts.check(network, file=partition)
+            self.name, self.depth, self.edges = network.name, len(network), network.edges
+            widths = [network.n_in, *(layer.n_out for layer in network)]
+            owners = None
+        else:
+            # Groups load one after another in no order: each asks the same of the file system.
+            with together(world, "loading the network"):
+                shard = load_shard(
+                    model, parts, self.group.rank, self.group, file=partition or "", **loading
+                )
+            self.name, self.depth, self.edges = shard.name, len(shard.layers), shard.edges
+            widths = [vector.size for vector in shard.owners]
+            owners = shard.owners[-1]
+        self.neurons, self.n_out = max(widths[1:]), widths[-1]
+        progress("loading the inputs")
+        self.step = max(1, _OUTPUT_BYTES // (4 * self.n_out)) if outputs else None
+        local = distribute_inputs(
+            inputs,
+            world,
+            self.grid,
+            None if shard is None else shard.owners[0],
+            self.group.rank,
+            n_features=widths[0],
+            mnist=mnist,
+            images=images,
+            step=self.step,
+        )
+        self.inputs, self.n_images, self.ranges = local.inputs, local.n_images, local.ranges
+        self._gathering = Gathering(world, self.grid, owners, self.n_out, self.n_images)
+        self.read_seconds = _longest(world, MPI.Wtime() - start)
+
+        progress("planning")
+        start = MPI.Wtime()
+        self.kernel = kernel
+        self.threads = 1 if kernel == "reference" else threads
+        self.words_per_image, self.messages_per_tile = 0, 0
+        self.columns = 0
+        self._softmax = False
+        if shard is None:
+            self._plan: _Plan = _Whole(
+                get_kernel(kernel).plan(network, threads=self.threads), self.depth
+            )
+        else:
+            self._softmax = shard.layers[-1].activation.kind == "softmax"
+            plans = exchange_plans(shard, self.group)
+            self.words_per_image = sum(plan.words_received for plan in plans)
+            self.messages_per_tile = sum(plan.receive_ranks.size for plan in plans)
+            if kernel == "reference":
+                from sparsednn.distributed.reference import ReferencePlan
+
+                self._plan = ReferencePlan(shard, plans, self.group, drop=drop)
+            else:
+                from sparsednn.distributed.compiled import CompiledPlan
+
+                widest = max((last - first for first, last in self.ranges), default=0)
+                compiled = CompiledPlan(
+                    shard,
+                    plans,
+                    self.group,
+                    threads=self.threads,
+                    columns=widest,
+                    drop=drop,
+                    overlap=overlap,
+                    events=_EVENTS if trace else 0,
+                )
+                self.columns = compiled.tiling.columns
+                self._plan = compiled
+        self._warm_up()
+        self.prepare_seconds = _longest(world, MPI.Wtime() - start)
+
+    def _warm_up(self) -> None:
+        """Compile, or load from the cache on disk: one rank of each node first, for the others."""
+        MPI = load_mpi()
+        node = self.world.raw.Split_type(MPI.COMM_TYPE_SHARED)
+        nothing = self.inputs.columns(0, 0)
+        if node.rank == 0:
+            self._plan.run(nothing)
+        node.Barrier()
+        if node.rank:
+            self._plan.run(nothing)
+        node.Free()
+        self._plan.reset()
+
+    def run(self, sink: OutputSink | None = None) -> DistributedResult:
+        """Run all images.
+
+        Parameters
+        ----------
+        sink
+            On rank 0, if outputs are wanted: takes them in the order of the images. What it raises
+            there is raised there only: the caller has to end the other ranks.
+        """
+        MPI = load_mpi()
+        traffic = self.world.traffic
+        words, messages = traffic.words("exchange"), traffic.messages("exchange")
+        self.world.barrier()
+        clock = MPI.Wtime()
+        spent = 0.0
+        flags = np.zeros(self.inputs.n_images, np.uint8)
+        predicted = np.zeros(2, np.int64)
+        first = 0
+        for begin, end in self.ranges:
+            last = first + end - begin
+            chunk = self.inputs.columns(first, last)
+            outputs = None
+            if self.outputs:
+                outputs = np.zeros((self._gathering.mine.size, last - first), np.float32)
+            self.world.barrier()
+            start = MPI.Wtime()
+            found = self._plan.run(chunk, outputs)
+            if self._softmax:
+                found[:] = True
+            flags[first:last] = found
+            spent += MPI.Wtime() - start
+            predicted += (
+                self.words_per_image * (last - first),
+                self.messages_per_tile * self._plan.tiles(last - first),
+            )
+            if outputs is not None:
+                if self._softmax:
+                    finish_softmax(outputs, self.group)
+                self._gathering.outputs(outputs, begin, sink)
+            first = last
+        start = MPI.Wtime()
+        categories = self._gathering.categories(flags, self.ranges)
+        spent += MPI.Wtime() - start
+        sent = np.array(
+            [traffic.words("exchange") - words, traffic.messages("exchange") - messages], np.int64
+        )
+        self.world.allreduce(sent)
+        self.world.allreduce(predicted)
+        timing = self._plan.timing
+        return DistributedResult(
+            categories=categories,
+            infer_seconds=_longest(self.world, spent),
+            words_sent=int(sent[0]),
+            messages_sent=int(sent[1]),
+            words_predicted=int(predicted[0]),
+            messages_predicted=int(predicted[1]),
+            seconds=slowest(timing, self.world),
+            trace=gather_trace(timing, self.world, clock) if self.traced else None,
+        )
+
+    def free(self) -> None:
+        """Give everything back to MPI; collective."""
+        self._plan.free()
+        self.grid.free()
+
+
+class _Whole:
+    """A rank that holds the whole network: the ordinary kernel, no exchange."""
+
+    def __init__(self, plan: Any, depth: int) -> None:
+        self._run, self._depth = plan.run, depth
+
+    def run(
+        self, inputs: InputSet, outputs: NDArray[np.float32] | None = None
+    ) -> NDArray[np.bool_]:
+        return np.asarray(self._run(inputs, outputs))
+
+    def reset(self) -> None:
+        pass
+
+    def tiles(self, images: int) -> int:
+        return 0
+
+    def free(self) -> None:
+        pass
+
+    @property
+    def timing(self) -> Timing:
+        from sparsednn.kernels.linked import PHASES
+
+        return Timing(np.zeros((self._depth, len(PHASES))))
+
+
+def _longest(world: Communicator, seconds: float) -> float:
+    longest = np.array([seconds])
+    world.allreduce(longest, "max")
+    return float(longest[0])
