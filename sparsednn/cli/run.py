@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +17,15 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
+from sparsednn.cli._ranks import (
+    RANKS_PANEL,
+    GridOption,
+    RanksOption,
+    start_ranks,
+    under_launcher,
+)
 from sparsednn.cli._reading import reads_models
-from sparsednn.errors import AnswerMismatchError, FormatError, UsageError
+from sparsednn.errors import AnswerMismatchError
 
 if TYPE_CHECKING:
     from sparsednn.formats import ReadOptions
@@ -57,7 +62,9 @@ def infer(
     kernel: Annotated[str, typer.Option("--kernel", help="numba or reference.")] = "numba",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="Threads (default: all cores).", show_default=False),
+        typer.Option(
+            "--threads", help="Threads of each rank (default: cores / ranks).", show_default=False
+        ),
     ] = None,
     images: Annotated[
         int | None,
@@ -66,70 +73,79 @@ def infer(
     layers: LayersOption = None,
     bias: BiasOption = None,
     mnist: MnistOption = None,
+    partition: Annotated[
+        Path | None,
+        typer.Option(
+            "--partition",
+            help="Who owns which neuron, by 'sparsednn partition'; as many ranks as parts, or a "
+            "multiple.",
+            show_default=False,
+            rich_help_panel=RANKS_PANEL,
+        ),
+    ] = None,
+    grid: GridOption = None,
+    ranks: RanksOption = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            help="Write what each rank does when, for ui.perfetto.dev (JSON).",
+            show_default=False,
+            rich_help_panel=RANKS_PANEL,
+        ),
+    ] = None,
+    overlap: Annotated[
+        bool,
+        typer.Option(
+            "--overlap/--no-overlap",
+            help="Multiply owned columns while messages travel, or wait first (to measure it).",
+            rich_help_panel=RANKS_PANEL,
+        ),
+    ] = True,
+    drop: Annotated[
+        bool,
+        typer.Option(
+            "--drop/--no-drop",
+            help="Drop columns that have died, or send and multiply them, too.",
+            rich_help_panel=RANKS_PANEL,
+        ),
+    ] = True,
     json: JsonOption = False,
 ) -> None:
     """Run inputs through a network; print the categories' number and the rate."""
-    from sparsednn.formats import read_categories, write_categories
-    from sparsednn.inference import compare_categories
-    from sparsednn.inference import infer as run_inference
-    from sparsednn.kernels import get_kernel
-    from sparsednn.outputs import check_outputs, output_sink
-    from sparsednn.sources import load_inputs, load_network
+    from sparsednn.cli._infer import Request, infer_here, infer_on_ranks
 
-    # What is wrong with the call is told before anything is read or run.
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be at least 1, found {threads}")
-    check_outputs(categories_out, outputs_out, (model, inputs, truth))
-    get_kernel(kernel)
-    expected = None if truth is None else read_categories(truth)
-    start = time.perf_counter()
-    network = load_network(model, layers=layers, bias=bias, options=options)
-    columns = load_inputs(inputs, n_features=network.n_in, mnist=mnist, images=images)
-    read_seconds = time.perf_counter() - start
-    if expected is not None and expected.size and int(expected[-1]) > columns.n_images:
-        raise FormatError(
-            f"{truth}: has image {int(expected[-1])}, but there are only {columns.n_images}"
-        )
-    with ExitStack() as stack:
-        sink = None
-        if outputs_out is not None:
-            sink = stack.enter_context(output_sink(outputs_out, network.n_out, columns.n_images))
-        result = run_inference(network, columns, kernel=kernel, threads=threads, sink=sink)
-    found = result.categories + 1
-    if categories_out is not None:
-        write_categories(found, categories_out)
-
-    difference = None
-    verdict = None
-    if expected is not None:
-        difference = compare_categories(found, expected)
-        verdict = "pass" if difference is None else "fail"
-    summary: dict[str, Any] = {
-        "network": network.name,
-        "neurons": max(layer.n_out for layer in network),
-        "layers": len(network),
-        "edges": result.edges,
-        "images": result.images,
-        "threads": result.threads,
-        "kernel": result.kernel,
-        "seconds": {
-            "read": read_seconds,
-            "prepare": result.prepare_seconds,
-            "infer": result.infer_seconds,
-        },
-        "edges_per_second": result.edges_per_second,
-        "categories": int(found.size),
-        "truth": verdict,
-    }
+    if ranks is not None:
+        start_ranks(ranks)
+    request = Request(
+        model, inputs, options, truth, categories_out, outputs_out, kernel, threads, images,
+        layers, bias, mnist, partition, grid, trace, overlap, drop,
+    )  # fmt: skip
+    needs_ranks = partition or grid or trace or not overlap or not drop
+    run = infer_on_ranks if needs_ranks or under_launcher() else infer_here
+    told = run(request)
+    if told is None:  # a rank that has nothing to say
+        return
+    summary, difference = told
     if json:
         print_json(summary)
     else:
-        seconds = summary.pop("seconds")
-        rows = [(name, _shown(value)) for name, value in summary.items()]
-        rows[7:7] = [(f"seconds {name}", f"{value:.3f}") for name, value in seconds.items()]
-        print_table(rows)
+        print_table(_rows(summary))
     if difference is not None:
         raise AnswerMismatchError(f"{truth}: {difference}")
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The table for people; what is known of single layers is for programs."""
+    rows: list[tuple[str, str]] = []
+    for name, value in summary.items():
+        if name == "layer_seconds":
+            rows += [(f"seconds {phase}", f"{sum(one):.3f}") for phase, one in value.items()]
+        elif isinstance(value, dict):
+            rows += [(f"{name} {part}", f"{number:.3f}") for part, number in value.items()]
+        else:
+            rows.append((name, _shown(value)))
+    return rows
 
 
 def _shown(value: Any) -> str:

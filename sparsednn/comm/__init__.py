@@ -1,1 +1,20 @@
 """The communicator layer: MPI, counted. Knows arrays and ranks, nothing of networks."""
+
+from sparsednn.comm.communicator import Communicator
+from sparsednn.comm.failure import abort, together
+from sparsednn.comm.grid import ProcessGrid
+from sparsednn.comm.mpi import launched, library, world
+from sparsednn.comm.neighbours import NeighbourExchange
+from sparsednn.comm.traffic import Traffic
+
+__all__ = [
+    "Communicator",
+    "NeighbourExchange",
+    "ProcessGrid",
+    "Traffic",
+    "abort",
+    "launched",
+    "library",
+    "together",
+    "world",
+]

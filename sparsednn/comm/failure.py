@@ -43,8 +43,8 @@ def together(comm: Communicator, stage: str) -> Iterator[None]:
     SparseDNNError
         On every rank the error of the lowest rank that failed: of the same class if that is one of
         `sparsednn.errors`, with "rank R: " in front, unless all ranks failed with the same
-        message; `everywhere` is set if `comm` has all ranks of the program. Any other exception becomes a plain SparseDNNError that names stage and kind. The
-        rank's own error is its cause.
+        message; `everywhere` is set if `comm` has all ranks of the program. Any other exception
+        becomes a plain SparseDNNError that names stage and kind. The rank's own error is its cause.
 
     Notes
     -----

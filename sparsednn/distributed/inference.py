@@ -161,9 +161,10 @@ class DistributedRun:
         start = MPI.Wtime()
         self.world, self.outputs, self.traced = world, outputs, trace
         parts = None if partition is None else share_partition(world, partition)
-        self.shape = grid_shape(
-            world.size, 1 if parts is None else parts.parts, grid, partition=partition
-        )
+        with together(world, "arranging the ranks"):
+            self.shape = grid_shape(
+                world.size, 1 if parts is None else parts.parts, grid, partition=partition
+            )
         self.grid = ProcessGrid(world, self.shape)
         self.group = self.grid.along(1)
         progress("loading the network")

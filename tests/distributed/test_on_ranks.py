@@ -1,0 +1,22 @@
+"""The row-wise engine through real mpiexec, on every MPI that is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mpi_runs import MpiRuns
+
+HERE = Path(__file__).resolve().parent
+ENGINE, RUN = HERE / "check_engine.py", HERE / "check_run.py"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_engine_and_runs(mpi: MpiRuns, ranks: int) -> None:
+    mpi.check(ranks, ENGINE, RUN, timeout=500)
+
+
+def test_eight_ranks(mpi: MpiRuns) -> None:
+    """More ranks than some layers have rows, four to a core here."""
+    mpi.check(8, ENGINE, timeout=500)
