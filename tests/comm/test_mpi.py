@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from mpi_runs import find_mpi, require_mpi
 
+from mpi_runs import find_mpi, require_mpi
 from sparsednn.comm import mpi as door
 from sparsednn.comm.mpi import Launched, launched
 from sparsednn.errors import MissingDependencyError

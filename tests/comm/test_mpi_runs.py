@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from mpi_runs import run_session
 
 HANG = """
