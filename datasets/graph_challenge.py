@@ -11,7 +11,7 @@ the files, but 120 layers leave exactly the official number of images alive (180
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -28,7 +28,9 @@ __all__ = [
     "OFFICIAL_NONZEROS",
     "graph_challenge_inputs",
     "graph_challenge_layers",
+    "graph_challenge_name",
     "graph_challenge_network",
+    "graph_challenge_rows",
 ]
 
 OFFICIAL_LAYERS: Final = (120, 480, 1920)
@@ -41,6 +43,7 @@ OFFICIAL_NONZEROS: Final = {1024: 6374505, 4096: 25019051, 16384: 98858913, 6553
 _COPIES: Final = 16
 _FAN_IN: Final = 2 * _COPIES
 _SEED: Final = 5489
+_WEIGHT: Final = 1 / 16
 
 
 def graph_challenge_layers(neurons: int, layers: int = 120) -> Iterator[SparseLayer]:
@@ -73,6 +76,40 @@ def graph_challenge_layers(neurons: int, layers: int = 120) -> Iterator[SparseLa
     InputError
         If there is no such official network; raised by the call, not by the first layer.
     """
+    _check_size(neurons, layers)
+    everything: NDArray[np.int32] = np.arange(neurons, dtype=np.int32)
+    return _layers(neurons, [everything] * layers)
+
+
+def graph_challenge_rows(neurons: int, rows: Sequence[NDArray[np.int32]]) -> Iterator[SparseLayer]:
+    """Make only some rows of the layers of an official network, one layer at a time.
+
+    Takes as long as making a sixteenth of each layer and copying the rows: outputs that stand for
+    the same node of the small topology have the same inputs.
+
+    Parameters
+    ----------
+    neurons
+        As for `graph_challenge_layers`.
+    rows
+        For each layer, the rows to make: ``(m,)``, in any order, perhaps none.
+
+    Returns
+    -------
+    iterator of SparseLayer
+        ``(m, neurons)``: row r is row ``rows[r]`` of the layer. Layers with equally many rows
+        share `indptr`, `values` and `bias`; the others have views on the same memory.
+
+    Raises
+    ------
+    InputError
+        As for `graph_challenge_layers`, with as many layers as `rows` is long.
+    """
+    _check_size(neurons, len(rows))
+    return _layers(neurons, rows)
+
+
+def _check_size(neurons: int, layers: int) -> None:
     if neurons not in OFFICIAL_BIAS:
         sizes = ", ".join(map(str, OFFICIAL_BIAS))
         raise InputError(f"the Graph Challenge has networks of {sizes} neurons, found {neurons}")
@@ -81,15 +118,31 @@ def graph_challenge_layers(neurons: int, layers: int = 120) -> Iterator[SparseLa
             f"the Graph Challenge has networks of 1 to {OFFICIAL_LAYERS[-1]} layers "
             f"(officially 120, 480, 1920), found {layers}"
         )
-    return _layers(neurons, layers)
 
 
-def _layers(neurons: int, layers: int) -> Iterator[SparseLayer]:
+def _layers(neurons: int, rows: Sequence[NDArray[np.int32]]) -> Iterator[SparseLayer]:
+    n = neurons // _COPIES
+    most = max(mine.size for mine in rows)
+    indptr = np.arange(most + 1, dtype=np.int64) * _FAN_IN
+    values = np.full(most * _FAN_IN, _WEIGHT, np.float32)
+    bias = np.full(most, OFFICIAL_BIAS[neurons], np.float32)
+    for pattern, mine in zip(_patterns(neurons, len(rows)), rows, strict=True):
+        full = mine.size == most  # an array and a view of all of it are not the same object
+        yield SparseLayer(
+            indptr if full else indptr[: mine.size + 1],
+            pattern[mine % n].ravel(),
+            values if full else values[: mine.size * _FAN_IN],
+            neurons,
+            bias=bias if full else bias[: mine.size],
+            activation=ACTIVATION,
+            check=False,
+        )
+
+
+def _patterns(neurons: int, layers: int) -> Iterator[NDArray[np.int32]]:
+    """Make each layer's ``(n, 32)`` ascending inputs of node c: of the outputs c, c + n, …"""
     n = neurons // _COPIES
     per_block = n.bit_length() - 1  # log2: after so many layers of two connections, all n are met
-    indptr = np.arange(neurons + 1, dtype=np.int64) * _FAN_IN
-    values = np.full(neurons * _FAN_IN, 1 / 16, np.float32)
-    bias = np.full(neurons, OFFICIAL_BIAS[neurons], np.float32)
     # MT19937 with this seed is part of the official recipe: a Generator would draw other numbers.
     random = np.random.RandomState(_SEED)
     node = np.arange(n)
@@ -101,17 +154,12 @@ def _layers(neurons: int, layers: int) -> Iterator[SparseLayer]:
         # Row c: the inputs that stand for node c, once for each of the 16 copies.
         copies = inputs.reshape(_COPIES, n).T
         # A connects node r with r and r - 2^k, so output c has the inputs c and c + 2^k.
-        columns = np.sort(np.hstack([copies, copies[(node + (1 << k)) % n]]), axis=1)
-        # Outputs that stand for the same node have the same inputs.
-        yield SparseLayer(
-            indptr,
-            np.tile(columns, (_COPIES, 1)).ravel(),
-            values,
-            neurons,
-            bias=bias,
-            activation=ACTIVATION,
-            check=False,
-        )
+        yield np.sort(np.hstack([copies, copies[(node + (1 << k)) % n]]), axis=1)
+
+
+def graph_challenge_name(neurons: int, layers: int) -> str:
+    """Return the name of an official network, such as ``graph-challenge:1024-120``."""
+    return f"graph-challenge:{neurons}-{layers}"
 
 
 def graph_challenge_network(neurons: int, layers: int = 120) -> SparseNetwork:
@@ -126,7 +174,7 @@ def graph_challenge_network(neurons: int, layers: int = 120) -> SparseNetwork:
     SparseNetwork('graph-challenge:1024-120', 120 layers, 1024 -> 1024, edges=3932160)
     """
     made = list(graph_challenge_layers(neurons, layers))
-    return SparseNetwork(made, name=f"graph-challenge:{neurons}-{layers}")
+    return SparseNetwork(made, name=graph_challenge_name(neurons, layers))
 
 
 def graph_challenge_inputs(

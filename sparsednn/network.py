@@ -8,10 +8,11 @@ kernel, no MPI, and SciPy not before somebody asks for a SciPy matrix (``inspect
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +24,16 @@ from sparsednn.errors import InputError, ShapeError
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["LayerSummary", "NetworkSummary", "SparseLayer", "SparseNetwork"]
+__all__ = [
+    "LayerSummary",
+    "Link",
+    "NetworkDigest",
+    "NetworkSummary",
+    "SparseLayer",
+    "SparseNetwork",
+    "check_chain",
+    "first_droppable",
+]
 
 IndexArray = NDArray[np.int32] | NDArray[np.int64]
 
@@ -168,6 +178,92 @@ class SparseLayer:
         return f"SparseLayer({self.n_out}×{self.n_in}, nnz={self.nnz}, {self.activation})"
 
 
+class Link(Protocol):
+    """What a chain is checked by: a layer's sizes and activation, its weights or not."""
+
+    @property
+    def n_out(self) -> int:
+        """Number of output neurons."""
+
+    @property
+    def n_in(self) -> int:
+        """Number of input neurons."""
+
+    @property
+    def activation(self) -> Activation:
+        """What follows the product."""
+
+
+def check_chain(layers: Sequence[Link], name: str) -> None:
+    """Refuse layers that are no network; `name` is the network's, for messages.
+
+    Raises
+    ------
+    ShapeError
+        If there is no layer, or a layer's inputs are not the layer before's outputs.
+    InputError
+        If softmax stands anywhere but in the last layer.
+    """
+    if not layers:
+        raise ShapeError(f"network '{name}' has no layers")
+    for i, (before, after) in enumerate(itertools.pairwise(layers), 1):
+        if before.n_out != after.n_in:
+            raise ShapeError(
+                f"network '{name}': layer {i} has shape {(before.n_out, before.n_in)}, "
+                f"layer {i + 1} has shape {(after.n_out, after.n_in)}: "
+                f"{before.n_out} outputs do not fit {after.n_in} inputs"
+            )
+        if before.activation.kind == "softmax":
+            raise InputError(
+                f"network '{name}': softmax in layer {i} of {len(layers)}; "
+                "only the last layer may have it"
+            )
+
+
+def first_droppable(keep_zero: Sequence[bool]) -> int:
+    """Index of the first layer from which every layer keeps zero at zero.
+
+    Examples
+    --------
+    >>> first_droppable([True, False, True, True])
+    2
+    >>> first_droppable([True, False])
+    2
+    """
+    first = len(keep_zero)
+    while first and keep_zero[first - 1]:
+        first -= 1
+    return first
+
+
+class NetworkDigest:
+    """The content hash of a network, layer by layer, so that no more than one has to be there.
+
+    SHA-256 over shapes, pattern, weights, biases and activations in a fixed byte order and width.
+    """
+
+    __slots__ = ("_digest",)
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256(b"sparsednn-network-1")
+
+    def add(self, layer: SparseLayer) -> None:
+        """Take in the next layer; it is not kept."""
+        head = f"|{layer.n_out}x{layer.n_in}:{layer.nnz}:{layer.activation}|"
+        self._digest.update(head.encode())
+        for array, dtype in (
+            (layer.indptr, "<i8"),
+            (layer.indices, "<i4"),
+            (layer.values, "<f4"),
+            (layer.bias, "<f4"),
+        ):
+            self._digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+
+    def hexdigest(self) -> str:
+        """Return the hash of all layers so far; of all layers it is `SparseNetwork.hash`."""
+        return self._digest.hexdigest()
+
+
 class SparseNetwork(Sequence[SparseLayer]):
     """A chain of layers; behaves as a sequence of `SparseLayer`.
 
@@ -182,19 +278,7 @@ class SparseNetwork(Sequence[SparseLayer]):
     def __init__(self, layers: Sequence[SparseLayer], *, name: str = "network") -> None:
         self.layers = tuple(layers)
         self.name = name
-        if not self.layers:
-            raise ShapeError(f"network '{name}' has no layers")
-        for i, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False), 1):
-            if before.n_out != after.n_in:
-                raise ShapeError(
-                    f"network '{name}': layer {i} has shape {before.shape}, layer {i + 1} has "
-                    f"shape {after.shape}: {before.n_out} outputs do not fit {after.n_in} inputs"
-                )
-            if before.activation.kind == "softmax":
-                raise InputError(
-                    f"network '{name}': softmax in layer {i} of {len(self.layers)}; "
-                    "only the last layer may have it"
-                )
+        check_chain(self.layers, name)
 
     def __len__(self) -> int:
         """Number of layers."""
@@ -241,29 +325,17 @@ class SparseNetwork(Sequence[SparseLayer]):
         A column that is dead behind layer ``i >= droppable_from - 1`` ends as zeros whatever
         follows, so it may be dropped there. ``len(self)`` if not even the last layer keeps zero.
         """
-        first = len(self.layers)
-        while first and self.layers[first - 1].keeps_zero:
-            first -= 1
-        return first
+        return first_droppable([layer.keeps_zero for layer in self.layers])
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the content: what identifies the network whatever file it came from.
 
-        Covers shapes, pattern, weights, biases and activations in a fixed byte order and width;
-        neither the name nor the file format changes it.
+        See `NetworkDigest`; neither the name nor the file format changes it.
         """
-        digest = hashlib.sha256(b"sparsednn-network-1")
+        digest = NetworkDigest()
         for layer in self.layers:
-            head = f"|{layer.n_out}x{layer.n_in}:{layer.nnz}:{layer.activation}|"
-            digest.update(head.encode())
-            for array, dtype in (
-                (layer.indptr, "<i8"),
-                (layer.indices, "<i4"),
-                (layer.values, "<f4"),
-                (layer.bias, "<f4"),
-            ):
-                digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+            digest.add(layer)
         return digest.hexdigest()
 
     @property

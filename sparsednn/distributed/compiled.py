@@ -96,6 +96,7 @@ class CompiledPlan:
         self.links = [
             self._link(plans, persistent, overlap, events, stream) for stream in range(threads)
         ]
+        self._workspaces = [make_workspace(self.packed, self.tiling) for _ in range(threads)]
         self._counted = np.zeros((len(plans), 4), np.int64)
 
     def _choose_tiling(
@@ -220,7 +221,7 @@ class CompiledPlan:
                     self.packed,
                     self.tiling,
                     images,
-                    make_workspace(self.packed, self.tiling),
+                    self._workspaces[stream],
                     self.droppable_from,
                     np.array([stream], np.int64),
                     self.links[stream],

@@ -255,7 +255,6 @@ class DistributedRun:
         if node.rank:
             self._plan.run(nothing)
         node.Free()
-        self._plan.reset()
 
     def run(self, sink: OutputSink | None = None) -> DistributedResult:
         """Run all images.
@@ -269,6 +268,7 @@ class DistributedRun:
         MPI = load_mpi()
         traffic = self.world.traffic
         words, messages = traffic.words("exchange"), traffic.messages("exchange")
+        self._plan.reset()
         self.world.barrier()
         clock = MPI.Wtime()
         spent = 0.0

@@ -13,18 +13,20 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn.activations import Activation
-from sparsednn.errors import FormatError, InputError, UsageError
+from sparsednn.errors import FormatError, InputError, ShapeError, UsageError
 from sparsednn.formats._common import first_layers, located
 from sparsednn.formats._container import Container, Header, read_header, write_container
+from sparsednn.formats._positioned import PositionedFile
 from sparsednn.network import LayerSummary, NetworkSummary, SparseLayer, SparseNetwork
 
-__all__ = ["FORMAT_NAME", "is_native", "read", "read_rows", "summarize", "write"]
+__all__ = ["FORMAT_NAME", "RowReader", "is_native", "read", "read_rows", "summarize", "write"]
 
 FORMAT_NAME: Final = "sparsednn-network"
 _VERSION: Final = "1"
@@ -108,6 +110,131 @@ def read_rows(path: str | os.PathLike[str], layer: int, start: int, stop: int) -
             bias=bias[start:stop],
             activation=this.activation,
         )
+
+
+class RowReader:
+    """Any rows of any layer by positioned reads, for ranks that need a part of a file only.
+
+    Nothing of the file stays in memory, nothing is mapped. Use it in a ``with`` block.
+
+    Parameters
+    ----------
+    path
+        The file.
+    layers
+        Only so many layers from the first on; None for all.
+
+    Attributes
+    ----------
+    name
+        The network's.
+    layers
+        What is known of each layer.
+    hash
+        The network's stored content hash; None where the file has none, or where `layers` leaves
+        some out (it is that of all layers).
+
+    Raises
+    ------
+    FormatError
+        If the file is missing, truncated, not native or inconsistent, or has too few layers.
+    UsageError
+        If `layers` is below 1.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, layers: int | None = None) -> None:
+        # Opened last: nothing is left open by an error before it.
+        header = read_header(Path(path))
+        described = _described(header)
+        count = first_layers(header.path, len(described), layers)
+        self.name = _name(header)
+        self.layers = described[:count]
+        self.hash = (header.metadata.get("hash") or None) if count == len(described) else None
+        self._file = PositionedFile(header)
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def layer(self, index: int) -> SparseLayer:
+        """Read and check a whole layer (counted from 0)."""
+        return self.rows(index, np.arange(self.layers[index].n_out, dtype=np.int32))
+
+    def rows(self, index: int, rows: NDArray[np.int32]) -> SparseLayer:
+        """Read and check some rows of a layer.
+
+        Parameters
+        ----------
+        index
+            The layer, counted from 0.
+        rows
+            Which, ascending; perhaps none.
+
+        Returns
+        -------
+        SparseLayer
+            ``(n_out, n_in)``, in which all other rows are empty and have bias zero (so messages
+            tell the true numbers of rows). Its arrays are its own.
+
+        Raises
+        ------
+        FormatError, ShapeError, InputError
+            As `read`, for these rows. Who reads each row somewhere has checked the layer.
+        """
+        this = self.layers[index]
+        where = f"{self._file.header.path}: layer {index + 1}"
+        starts, ends = self._entries(index, rows, where)
+        indptr = np.zeros(this.n_out + 1, np.int64)
+        indptr[rows + 1] = ends - starts
+        np.cumsum(indptr, out=indptr)
+        bias = np.zeros(this.n_out, np.float32)
+        at = rows.astype(np.int64)
+        bias[rows] = self._file.runs(f"layers.{index}.bias", np.float32, at, at + 1)
+        with located(where):
+            return SparseLayer(
+                indptr,
+                self._file.runs(f"layers.{index}.indices", np.int32, starts, ends),
+                self._file.runs(f"layers.{index}.values", np.float32, starts, ends),
+                this.n_in,
+                bias=bias,
+                activation=this.activation,
+            )
+
+    def _entries(
+        self, index: int, rows: NDArray[np.int32], where: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first entry of each row, and the one behind its last, as far as they can be.
+
+        A row's end stands where the next row's begin does, so a run of m neighbouring rows has
+        m + 1 numbers, and what holds for each row on its own holds for the layer.
+        """
+        n_out, nnz = self.layers[index].n_out, self.layers[index].nnz
+        new_run = np.diff(rows, prepend=-2) != 1
+        first = rows[new_run].astype(np.int64)
+        last = rows[np.append(new_run[1:], True)[: rows.size]].astype(np.int64)
+        numbers = self._file.runs(f"layers.{index}.indptr", np.int64, first, last + 2)
+        at = np.arange(rows.size) + np.cumsum(new_run) - 1
+        starts, ends = numbers[at], numbers[at + 1]
+        wrong = (starts < 0) | (ends < starts) | (ends > nnz)
+        wrong |= (rows == 0) & (starts != 0)
+        wrong |= (rows == n_out - 1) & (ends != nnz)
+        wrong[1:] |= starts[1:] < ends[:-1]
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            raise ShapeError(
+                f"{where}: row {rows[i]} would be entries {starts[i]} to {ends[i]}, but indptr "
+                f"must ascend from 0 to {nnz}"
+            )
+        return starts, ends
 
 
 def summarize(path: str | os.PathLike[str]) -> NetworkSummary:
