@@ -1,0 +1,263 @@
+"""Inference on ranks: how much faster are two than one, and what do partitions and overlap do?
+
+``python benchmarks/distributed.py --mnist FOLDER [--json FILE] [--rounds 3]``. Every configuration
+is started under mpirun as a program of its own, which times its run several times; all take turns
+in several rounds, since machines are shared and drift, and the median of all times is told.
+
+Networks: the official 1024-120 with its 60,000 images, of which most die (as ``sparsednn infer``
+runs it), and the same weights without bias, where every column lives through all layers
+(``undying``), at batches of 1 (a sparse matrix times a vector), 64 and 1,024. One rank is the
+ordinary kernel on one thread. More ranks than cores share them: their times say little, their words
+all.
+
+Columns: median seconds; speed-up over one rank of the same network and batch; words between ranks
+per image and layer that were really sent; seconds of each phase, the largest of all ranks in each
+layer, summed; and which part of the waiting without overlap the overlap hides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsednn import SparseLayer, SparseNetwork
+from sparsednn.machine import machine
+
+_REPEATS = 7
+_LAYERS = 120
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration; `partition` names a method, None is data parallelism."""
+
+    network: str
+    images: int
+    ranks: int
+    partition: str | None = None
+    overlap: bool = True
+
+    @property
+    def name(self) -> str:
+        way = self.partition or ("data" if self.ranks > 1 else "-")
+        return f"{self.network} {self.images}, {self.ranks} × {way}" + (
+            "" if self.overlap else ", no overlap"
+        )
+
+
+def cases() -> list[Case]:
+    official = [Case("official", 60000, 1), Case("official", 60000, 2)]
+    for ranks in (2, 4, 8):
+        for method in ("joint", "random"):
+            official.append(Case("official", 60000, ranks, method))
+    official.append(Case("official", 60000, 2, "joint", overlap=False))
+    official.append(Case("official", 60000, 2, "random", overlap=False))
+    undying = []
+    for images in (1, 64, 1024):
+        undying.append(Case("undying", images, 1))
+        if images > 1:
+            undying.append(Case("undying", images, 2))
+        for method in ("joint", "random"):
+            undying.append(Case("undying", images, 2, method))
+            undying.append(Case("undying", images, 2, method, overlap=False))
+    return official + undying
+
+
+def work(folder: Path, case: Case) -> None:
+    """What every rank of a started program does; rank 0 prints its figures as JSON."""
+    from sparsednn.comm import world
+    from sparsednn.comm.threads import limit_threads
+    from sparsednn.distributed import DistributedRun
+    from sparsednn.kernels.linked import PHASES
+
+    ranks = world()
+    limit_threads(1)
+    model = "graph-challenge:1024-120" if case.network == "official" else "undying.safetensors"
+    run = DistributedRun(
+        ranks,
+        model if case.network == "official" else str(folder / model),
+        str(folder / "inputs.safetensors"),
+        partition=None
+        if case.partition is None
+        else folder / f"{case.network}.{case.partition}.p{case.ranks}.npz",
+        images=case.images,
+        overlap=case.overlap,
+    )
+    repeats = _REPEATS if case.images > 1024 else max(_REPEATS, 4096 // case.images)
+    seconds, phases = [], []
+    for _ in range(repeats):
+        result = run.run()
+        seconds.append(result.infer_seconds)
+        phases.append(result.seconds.sum(axis=0))
+    memory = ranks.allgather(np.array([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+    run.free()
+    if ranks.rank == 0:
+        told = {
+            "seconds": seconds,
+            "phases": {name: [float(p[i]) for p in phases] for i, name in enumerate(PHASES)},
+            "words_sent": result.words_sent,
+            "words_predicted": result.words_predicted,
+            "messages_sent": result.messages_sent,
+            "categories": int(result.categories.size),
+            "tile_columns": run.columns,
+            "edges": run.edges,
+            "peak_mib": [int(kib) // 1024 for kib in memory],
+        }
+        print(json.dumps(told))
+
+
+def prepare(folder: Path, mnist: Path) -> None:
+    """Inputs, the undying network, and partitions, for all cases."""
+    from sparsednn.datasets import graph_challenge_inputs, graph_challenge_network, load_mnist
+    from sparsednn.formats import write_inputs, write_network
+    from sparsednn.partitioners import Options, make_partition
+
+    images, _ = load_mnist(mnist, "train")
+    write_inputs(graph_challenge_inputs(1024, images), folder / "inputs.safetensors")
+    official = graph_challenge_network(1024, _LAYERS)
+    undying = SparseNetwork(
+        [
+            SparseLayer(
+                layer.indptr, layer.indices, layer.values, layer.n_in,
+                activation="clamped_relu:32", check=False,
+            )
+            for layer in official
+        ]
+    )  # fmt: skip
+    write_network(undying, folder / "undying.safetensors")
+    for ranks in (2, 4, 8):
+        for method, partitioner in (("joint", None), ("random", "random")):
+            made = make_partition(
+                official,
+                Options(ranks),
+                method="joint" if partitioner is None else "multiphase",
+                partitioner=partitioner,
+            )
+            made.save(folder / f"official.{method}.p{ranks}.npz")
+            # The pattern is the same, so the partition is; it only has to name the network.
+            meta = replace(made.meta, hash=undying.hash, network=undying.name)
+            type(made)(made.owners, made.parts, meta).save(
+                folder / f"undying.{method}.p{ranks}.npz"
+            )
+
+
+def start(folder: Path, case: Case) -> dict[str, Any]:
+    from sparsednn.comm.launcher import run_command
+
+    command = [sys.executable, __file__, "--work", str(folder), "--case", json.dumps(asdict(case))]
+    with tempfile.TemporaryFile("w+") as out:
+        outcome = run_command(case.ranks, command, stdout=out, timeout=600)
+        out.seek(0)
+        text = out.read()
+    if outcome.code:
+        raise SystemExit(f"{case.name}: exit code {outcome.code} {outcome.failure}")
+    told: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--mnist", type=Path, help="folder with the MNIST idx files")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="only cases whose name contains this")
+    parser.add_argument("--folder", type=Path, help="keep prepared files here for the next time")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        work(given.work, Case(**json.loads(given.case)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(exist_ok=True)
+        if not (folder / "undying.random.p8.npz").exists():
+            prepare(folder, given.mnist)
+        measure(folder, given)
+
+
+def measure(folder: Path, given: argparse.Namespace) -> None:
+    chosen = [c for c in cases() if given.only is None or given.only in c.name]
+    found: dict[Case, list[dict[str, Any]]] = {case: [] for case in chosen}
+    for turn in range(given.rounds):
+        for case in chosen:
+            print(f"round {turn + 1}: {case.name}", file=sys.stderr, flush=True)
+            found[case].append(start(folder, case))
+    rows = []
+    for case, runs in found.items():
+        # The first repeat of a program touches its memory for the first time.
+        seconds = [s for run in runs for s in run["seconds"][1:]]
+        phases = {
+            name: float(np.median([s for run in runs for s in run["phases"][name][1:]]))
+            for name in runs[0]["phases"]
+        }
+        rows.append(
+            {
+                **asdict(case),
+                "name": case.name,
+                "median_seconds": float(np.median(seconds)),
+                "min_seconds": min(seconds),
+                "phases": phases,
+                **{key: runs[0][key] for key in runs[0] if key not in ("seconds", "phases")},
+            }
+        )
+    report(rows)
+    if given.json:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        told = {
+            "machine": asdict(machine()),
+            "commit": commit,
+            "rounds": given.rounds,
+            "cases": rows,
+        }
+        given.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    single = {
+        (row["network"], row["images"]): row["median_seconds"] for row in rows if row["ranks"] == 1
+    }
+    waits = {
+        (row["network"], row["images"], row["ranks"], row["partition"]): row["phases"]["wait"]
+        for row in rows
+        if not row["overlap"]
+    }
+    print(
+        "| network | images | ranks | partition | overlap | seconds | edges/s | speed-up "
+        "| words/layer | pack | compute | wait | agree | hidden |"
+    )
+    print("| --- " * 14 + "|")
+    for row in rows:
+        base = single.get((row["network"], row["images"]))
+        speed_up = "" if base is None else f"{base / row['median_seconds']:.2f}"
+        words = row["words_sent"] / row["images"] / _LAYERS
+        without = waits.get((row["network"], row["images"], row["ranks"], row["partition"]))
+        hidden = ""
+        if without and row["overlap"]:
+            hidden = f"{1 - row['phases']['wait'] / without:.0%}"
+        phases = [
+            f"{row['phases'][name] * 1e3:.3g} ms" if row["partition"] else ""
+            for name in ("pack", "compute", "wait", "agree")
+        ]
+        rate = row["images"] * row["edges"] / row["median_seconds"]
+        print(
+            f"| {row['network']} | {row['images']:,} | {row['ranks']} "
+            f"| {row['partition'] or ('data' if row['ranks'] > 1 else '')} "
+            f"| {'yes' if row['overlap'] else 'no'} | {row['median_seconds']:.4g} | {rate:.2e} "
+            f"| {speed_up} | {words:.1f} | {' | '.join(phases)} | {hidden} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
