@@ -10,17 +10,16 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsednn.atomic import atomic_file
 from sparsednn.errors import FormatError, InputError, ShapeError
-from sparsednn.network import SparseNetwork
 
 __all__ = ["Partition", "PartitionMeta", "read_partition"]
 
@@ -71,6 +70,25 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "preset": (str, type(None)),
 }
 """What the values of ``meta`` are in JSON; the others are text."""
+
+
+class Identified(Protocol):
+    """What is known of a network without its weights; a `SparseNetwork` is one."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for messages."""
+
+    @property
+    def hash(self) -> str:
+        """Content hash, see `SparseNetwork.hash`."""
+
+    @property
+    def n_in(self) -> int:
+        """Input neurons."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the layers, which have an ``n_out``."""
 
 
 class Partition:
@@ -133,8 +151,8 @@ class Partition:
             f"network='{self.meta.network}')"
         )
 
-    def check(self, network: SparseNetwork, *, file: str | os.PathLike[str] = "partition") -> None:
-        """Refuse a network that this partition was not made for.
+    def check(self, network: Identified, *, file: str | os.PathLike[str] = "partition") -> None:
+        """Refuse a network (or what is known of one) that this partition was not made for.
 
         Raises
         ------

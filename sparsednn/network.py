@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LayerSummary",
-    "Link",
+    "Shaped",
     "NetworkDigest",
     "NetworkSummary",
     "SparseLayer",
@@ -178,7 +178,7 @@ class SparseLayer:
         return f"SparseLayer({self.n_out}×{self.n_in}, nnz={self.nnz}, {self.activation})"
 
 
-class Link(Protocol):
+class Shaped(Protocol):
     """What a chain is checked by: a layer's sizes and activation, its weights or not."""
 
     @property
@@ -194,7 +194,7 @@ class Link(Protocol):
         """What follows the product."""
 
 
-def check_chain(layers: Sequence[Link], name: str) -> None:
+def check_chain(layers: Sequence[Shaped], name: str) -> None:
     """Refuse layers that are no network; `name` is the network's, for messages.
 
     Raises

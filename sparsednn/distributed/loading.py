@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -115,8 +115,7 @@ def load_shard(
             raise UsageError(f"part {part} is not that of rank {group.rank} of its model group")
         if group.rank == 0:
             outline, whole = _looked_at(model, layers, bias, options)
-            # `check` asks for no more than what an outline has.
-            partition.check(cast(SparseNetwork, outline), file=file)
+            partition.check(outline, file=file)
     outline = _agreed(outline, group)
     if outline.kind == "other":
         mine = _collected(_scattered(whole, outline, partition, group))
@@ -174,7 +173,7 @@ def load_whole(
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
+class _Shape:
     """What a layer is, without its weights."""
 
     n_out: int
@@ -190,18 +189,18 @@ class _Outline:
     name: str
     hash: str
     edges: int
-    layers: tuple[_Link, ...]
+    layers: tuple[_Shape, ...]
 
     @classmethod
     def of(cls, network: SparseNetwork, *, hash: str = "") -> _Outline:
-        links = [_Link(layer.n_out, layer.n_in, layer.activation) for layer in network]
+        links = [_Shape(layer.n_out, layer.n_in, layer.activation) for layer in network]
         return cls("other", network.name, hash, network.edges, tuple(links))
 
     @property
     def n_in(self) -> int:
         return self.layers[0].n_in
 
-    def __iter__(self) -> Iterator[_Link]:
+    def __iter__(self) -> Iterator[_Shape]:
         return iter(self.layers)
 
 
@@ -212,7 +211,7 @@ def _agreed(outline: _Outline | None, comm: Communicator) -> _Outline:
         links = [(link.n_out, link.n_in, str(link.activation)) for link in outline]
         told = [outline.kind, outline.name, outline.hash, outline.edges, links]
     kind, name, hash, edges, links = comm.broadcast_json(told)
-    made = [_Link(n_out, n_in, Activation.parse(text)) for n_out, n_in, text in links]
+    made = [_Shape(n_out, n_in, Activation.parse(text)) for n_out, n_in, text in links]
     return _Outline(kind, name, hash, edges, tuple(made))
 
 
@@ -267,9 +266,9 @@ def _native_outline(model: str, layers: int | None) -> _Outline:
     return outline
 
 
-def _links(reader: RowReader) -> tuple[_Link, ...]:
+def _links(reader: RowReader) -> tuple[_Shape, ...]:
     return tuple(
-        _Link(this.n_out, this.n_in, Activation.parse(this.activation)) for this in reader.layers
+        _Shape(this.n_out, this.n_in, Activation.parse(this.activation)) for this in reader.layers
     )
 
 
@@ -279,7 +278,7 @@ def _hashed(kind: str, name: str, layers: Iterable[SparseLayer]) -> _Outline:
     for layer in layers:
         digest.add(layer)
         edges += layer.nnz
-        links.append(_Link(layer.n_out, layer.n_in, layer.activation))
+        links.append(_Shape(layer.n_out, layer.n_in, layer.activation))
     return _Outline(kind, name, digest.hexdigest(), edges, tuple(links))
 
 

@@ -5,7 +5,7 @@ tile) and *receives* the others. A layer is three parts of a `PackedNetwork`:
 
 =================  ============================================================================
 ``3 l``            rows that need nothing from others: finished at once
-``3 l + 1``        the owned columns of all other rows: sums without bias and activation
+``3 l + 1``        the owned columns of all other rows: sums only
 ``3 l + 2``        the received columns of these rows: the sums go on, and are finished
 =================  ============================================================================
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from sparsednn._jit import jit
 from sparsednn.comm.compiled import Calls, allreduce, copy, startall, transfer, waitall, wtime
+from sparsednn.kernels.microkernel import FIRST, LAST, WHOLE
 from sparsednn.kernels.packing import PackedNetwork
 from sparsednn.kernels.tiles import multiply_layer
 
@@ -41,9 +42,9 @@ class Link(NamedTuple):
 
     Messages of layer l are ``receive_first[l]:receive_first[l+1]`` (rank, first row and rows in the
     receive buffer) and the same for `send_…`; ``pack_first[l]:pack_first[l+1]`` are the rows of
-    the tile, in `pack_rows`, that are packed. Handles of persistent requests of layer l are
-    ``request_first[l]:request_first[l+1]`` in `requests`, the first ``receive_requests[l]`` of
-    them receives; without any (`full` is 0 then) immediate requests are made in `own_requests`.
+    the tile, in `pack_rows`, that are packed. `requests` are handles of persistent requests, one
+    for each message: for each layer its receives, then its sends. Without any (`full` is 0 then)
+    immediate requests are made in `own_requests`.
 
     `counts` ``(layers, 4)``: words and messages sent, words and calls of agreements. `seconds`
     ``(layers, 4)`` by phase. `events` ``(room, 4)``: phase, layer, begin, end (MPI_Wtime), as many
@@ -61,14 +62,11 @@ class Link(NamedTuple):
     send_rows: NDArray[np.int64]
     pack_first: NDArray[np.int64]
     pack_rows: NDArray[np.int32]
-    request_first: NDArray[np.int64]
-    receive_requests: NDArray[np.int64]
     requests: NDArray[np.uint8]
     own_requests: NDArray[np.uint8]
     statuses: NDArray[np.uint8]
     send: NDArray[np.float32]
     receive: NDArray[np.float32]
-    unused: NDArray[np.int32]  # alive words of sums that are not finished
     agreed: NDArray[np.int32]
     counts: NDArray[np.int64]
     seconds: NDArray[np.float64]
@@ -92,51 +90,65 @@ def _note(link: Link, phase: int, layer: int, begin: float, end: float) -> None:
 
 
 @jit
+def _post(
+    link: Link,
+    function: int,
+    buffer: int,
+    messages: tuple[int, int],
+    rank: NDArray[np.int64],
+    row: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    columns: int,
+    request: int,
+) -> int:
+    """Start immediate sends or receives of these messages; their requests are stored one by one."""
+    calls = link.calls
+    for m in range(messages[0], messages[1]):
+        error = transfer(
+            function, buffer + 4 * columns * int(row[m]), columns * int(rows[m]), calls.float32,
+            int(rank[m]), link.tag, calls.comm, request,
+        )  # fmt: skip
+        if error != 0:
+            return error
+        request += calls.handle_bytes
+    return 0
+
+
+@jit
 def _start(link: Link, layer: int, x: int, ldx: int, columns: int) -> int:
     """Post the receives, pack the rows that others need, and start sending them."""
     calls = link.calls
     persistent = columns == link.full
-    first = link.requests.ctypes.data + calls.handle_bytes * link.request_first[layer]
-    receives = link.receive_requests[layer]
+    receives = (link.receive_first[layer], link.receive_first[layer + 1])
+    sends = (link.send_first[layer], link.send_first[layer + 1])
+    incoming, outgoing = receives[1] - receives[0], sends[1] - sends[0]
+    made = link.requests.ctypes.data + calls.handle_bytes * (receives[0] + sends[0])
     own = link.own_requests.ctypes.data
-    if persistent:
-        if receives:
-            error = startall(calls.startall, receives, first)
-            if error != 0:
-                return error
-    else:
-        for m in range(link.receive_first[layer], link.receive_first[layer + 1]):
-            target = link.receive.ctypes.data + 4 * columns * link.receive_row[m]
-            error = transfer(
-                calls.irecv, target, columns * link.receive_rows[m], calls.float32,
-                link.receive_rank[m], link.tag, calls.comm, own,
-            )  # fmt: skip
-            if error != 0:
-                return error
-            own += calls.handle_bytes
+    error = 0
+    if incoming and persistent:
+        error = startall(calls.startall, incoming, made)
+    elif incoming:
+        error = _post(
+            link, calls.irecv, link.receive.ctypes.data, receives, link.receive_rank,
+            link.receive_row, link.receive_rows, columns, own,
+        )  # fmt: skip
+    if error != 0:
+        return error
     target = link.send.ctypes.data
     for k in range(link.pack_first[layer], link.pack_first[layer + 1]):
         copy(target, x + 4 * ldx * int(link.pack_rows[k]), 4 * columns)
         target += 4 * columns
-    if persistent:
-        sends = link.request_first[layer + 1] - link.request_first[layer] - receives
-        if sends:
-            error = startall(calls.startall, sends, first + calls.handle_bytes * receives)
-            if error != 0:
-                return error
-    else:
-        for m in range(link.send_first[layer], link.send_first[layer + 1]):
-            source = link.send.ctypes.data + 4 * columns * link.send_row[m]
-            error = transfer(
-                calls.isend, source, columns * link.send_rows[m], calls.float32,
-                link.send_rank[m], link.tag, calls.comm, own,
-            )  # fmt: skip
-            if error != 0:
-                return error
-            own += calls.handle_bytes
-    packed = link.pack_first[layer + 1] - link.pack_first[layer]
-    link.counts[layer, 0] += columns * packed
-    link.counts[layer, 1] += link.send_first[layer + 1] - link.send_first[layer]
+    if outgoing and persistent:
+        error = startall(calls.startall, outgoing, made + calls.handle_bytes * incoming)
+    elif outgoing:
+        error = _post(
+            link, calls.isend, link.send.ctypes.data, sends, link.send_rank, link.send_row,
+            link.send_rows, columns, own + calls.handle_bytes * incoming,
+        )  # fmt: skip
+    if error != 0:
+        return error
+    link.counts[layer, 0] += columns * (link.pack_first[layer + 1] - link.pack_first[layer])
+    link.counts[layer, 1] += outgoing
     return 0
 
 
@@ -144,16 +156,14 @@ def _start(link: Link, layer: int, x: int, ldx: int, columns: int) -> int:
 def _finish(link: Link, layer: int, columns: int) -> int:
     """Wait until everything of this layer has been sent and received."""
     calls = link.calls
-    if columns == link.full:
-        first = link.requests.ctypes.data + calls.handle_bytes * link.request_first[layer]
-        count = link.request_first[layer + 1] - link.request_first[layer]
-    else:
-        first = link.own_requests.ctypes.data
-        count = link.receive_first[layer + 1] - link.receive_first[layer]
-        count += link.send_first[layer + 1] - link.send_first[layer]
+    before = link.receive_first[layer] + link.send_first[layer]
+    count = link.receive_first[layer + 1] + link.send_first[layer + 1] - before
     if count == 0:
         return 0
-    return waitall(calls.waitall, count, first, link.statuses.ctypes.data)
+    requests = link.own_requests.ctypes.data
+    if columns == link.full:
+        requests = link.requests.ctypes.data + calls.handle_bytes * before
+    return waitall(calls.waitall, count, requests, link.statuses.ctypes.data)
 
 
 @jit
@@ -190,12 +200,11 @@ def multiply_linked(
         begin, now = now, wtime(clock)
         _note(link, WAIT, layer, begin, now)
     begin = now
-    unused = link.unused.ctypes.data
     multiply_layer(
-        net, 3 * layer, x, ldx, y, ldy, columns, alive, filled, source_filled, order, False
+        net, 3 * layer, x, ldx, y, ldy, columns, alive, filled, source_filled, order, WHOLE
     )
     multiply_layer(
-        net, 3 * layer + 1, x, ldx, y, ldy, columns, unused, 0, source_filled, order, False
+        net, 3 * layer + 1, x, ldx, y, ldy, columns, alive, 0, source_filled, order, FIRST
     )
     now = wtime(clock)
     _note(link, COMPUTE, layer, begin, now)
@@ -211,7 +220,7 @@ def multiply_linked(
         nothing = source_filled[:0]
         multiply_layer(
             net, 3 * layer + 2, received, columns, y, ldy, columns, alive, filled, nothing, order,
-            True,
+            LAST,
         )  # fmt: skip
         _note(link, COMPUTE, layer, begin, wtime(clock))
     return 0

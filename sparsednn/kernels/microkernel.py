@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 from sparsednn._jit import intrinsic
 
 __all__ = [
+    "FIRST",
     "LANES",
+    "LAST",
     "MAX_ROWS",
     "MAX_VECTORS",
     "PREFETCH_COLUMNS",
+    "WHOLE",
     "atomic_add",
     "compress",
     "emulate",
@@ -74,6 +77,8 @@ _PREFETCH_BYTES = 2048
 #: asked for so many columns ahead. Patterns lie one behind another, so this runs into the next
 #: one; behind the last one the caller keeps so many entries (of any value) to be read.
 PREFETCH_COLUMNS = 8
+#: Whether a block multiplies all columns of its rows, or the first or the last part of them.
+WHOLE, FIRST, LAST = range(3)
 #: Blocks of fewer rows multiply so little per load that the processor looks ahead far enough.
 _PREFETCH_ROWS = 4
 
@@ -104,6 +109,46 @@ def _prefetch(builder: Any, address: Any) -> None:
     builder.call(function, [builder.inttoptr(address, byte_pointer), read, keep_near, data])
 
 
+def _finish_block(
+    b: Any,
+    sums: list[list[Any]],
+    rows_of_y: list[tuple[Any, Any]],
+    bias: Any,
+    lo: Any,
+    hi: Any,
+    alive: Any,
+    filled: Any,
+) -> None:
+    """Generate the end of a block: bias, clamp, store, and note what is not zero."""
+    vectors = len(sums[0])
+    low, high = _splat(b, lo), _splat(b, hi)
+    bits: list[Any] = [ir.Constant(_IVEC, [0] * LANES)] * vectors
+    one = ir.Constant(_IVEC, [1] * LANES)
+    mark_rows = b.icmp_unsigned("!=", filled, _int64(0))
+    for r, (target, place) in enumerate(rows_of_y):
+        offset = _splat(b, b.load(_at(b, bias, _BYTES * r, _F32)))
+        of_row = ir.Constant(_IVEC, [0] * LANES)
+        for v in range(vectors):
+            z = b.fadd(b.load(sums[r][v]), offset)
+            # Ordered comparisons are false for NaN, so that NaN goes through unhidden.
+            z = b.select(b.fcmp_ordered("<", z, low), low, z)
+            z = b.select(b.fcmp_ordered(">", z, high), high, z)
+            b.store(z, _at(b, place, _VEC_BYTES * v, _VEC), align=_BYTES)
+            # Shifting out the sign makes -0.0 count as the zero that it is.
+            magnitude = b.shl(b.bitcast(z, _IVEC), one)
+            bits[v] = b.or_(bits[v], magnitude)
+            of_row = b.or_(of_row, magnitude)
+        with b.if_then(mark_rows):
+            lanes = b.icmp_unsigned("!=", of_row, ir.Constant(_IVEC, [0] * LANES))
+            mask = b.bitcast(lanes, ir.IntType(LANES))
+            mark = b.zext(b.icmp_unsigned("!=", mask, mask.type(0)), ir.IntType(8))
+            flag = _at(b, filled, target, ir.IntType(8))
+            b.store(b.or_(b.load(flag), mark), flag)
+    for v in range(vectors):
+        place = _at(b, alive, _VEC_BYTES * v, _IVEC)
+        b.store(b.or_(b.load(place, align=_BYTES), bits[v]), place, align=_BYTES)
+
+
 def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
     """Make the intrinsic for a block of `rows` rows times `vectors` vectors of columns.
 
@@ -121,9 +166,10 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         float32 and int32, ``(rows,)``: each row's bias, and its place in the output.
     y, ldy
         Output, first column of the panel; elements per row.
-    resume
-        0: sums start at zero. 1: they start at what is in `y` (the part of the columns that was
-        multiplied before).
+    stage
+        For rows whose columns are multiplied in two parts. WHOLE (0): all columns at once. FIRST:
+        the sums are stored as they are (no bias, no clamp, no alive bits). LAST: sums start at what
+        is in `y`, and are finished.
     lo, hi
         The activation clamps to [lo, hi]: (0, inf) is ReLU, (-inf, inf) the identity.
     alive
@@ -146,7 +192,7 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         targets: Any,
         y: Any,
         ldy: Any,
-        resume: Any,
+        stage: Any,
         lo: Any,
         hi: Any,
         alive: Any,
@@ -157,7 +203,7 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
 
         def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
             x, ldx, pattern, weights, order, n_cols, bias, targets = args[:8]
-            y, ldy, resume, lo, hi, alive, filled = args[8:]
+            y, ldy, stage, lo, hi, alive, filled = args[8:]
             fma = cgutils.get_or_insert_function(
                 b.module, ir.FunctionType(_VEC, [_VEC] * 3), f"llvm.fmuladd.v{LANES}f32"
             )
@@ -167,7 +213,7 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
             for r in range(rows):
                 target = b.sext(b.load(_at(b, targets, _BYTES * r, _I32)), _I64)
                 rows_of_y.append((target, b.add(y, b.mul(b.mul(target, ldy), _int64(_BYTES)))))
-            with b.if_else(b.icmp_unsigned("!=", resume, _int64(0))) as (resumed, fresh):
+            with b.if_else(b.icmp_unsigned("==", stage, _int64(LAST))) as (resumed, fresh):
                 with resumed:
                     for (_, place), row in zip(rows_of_y, sums, strict=True):
                         for v, cell in enumerate(row):
@@ -200,33 +246,13 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
                     for v in range(vectors):
                         new = b.call(fma, [weight, loaded[v], b.load(sums[r][v])])
                         b.store(new, sums[r][v])
-            low, high = _splat(b, lo), _splat(b, hi)
-            bits: list[Any] = [ir.Constant(_IVEC, [0] * LANES)] * vectors
-            one = ir.Constant(_IVEC, [1] * LANES)
-            mark_rows = b.icmp_unsigned("!=", filled, _int64(0))
-            for r in range(rows):
-                offset = _splat(b, b.load(_at(b, bias, _BYTES * r, _F32)))
-                target, place = rows_of_y[r]
-                of_row = ir.Constant(_IVEC, [0] * LANES)
-                for v in range(vectors):
-                    z = b.fadd(b.load(sums[r][v]), offset)
-                    # Ordered comparisons are false for NaN, so that NaN goes through unhidden.
-                    z = b.select(b.fcmp_ordered("<", z, low), low, z)
-                    z = b.select(b.fcmp_ordered(">", z, high), high, z)
-                    b.store(z, _at(b, place, _VEC_BYTES * v, _VEC), align=_BYTES)
-                    # Shifting out the sign makes -0.0 count as the zero that it is.
-                    magnitude = b.shl(b.bitcast(z, _IVEC), one)
-                    bits[v] = b.or_(bits[v], magnitude)
-                    of_row = b.or_(of_row, magnitude)
-                with b.if_then(mark_rows):
-                    lanes = b.icmp_unsigned("!=", of_row, ir.Constant(_IVEC, [0] * LANES))
-                    mask = b.bitcast(lanes, ir.IntType(LANES))
-                    mark = b.zext(b.icmp_unsigned("!=", mask, mask.type(0)), ir.IntType(8))
-                    flag = _at(b, filled, target, ir.IntType(8))
-                    b.store(b.or_(b.load(flag), mark), flag)
-            for v in range(vectors):
-                place = _at(b, alive, _VEC_BYTES * v, _IVEC)
-                b.store(b.or_(b.load(place, align=_BYTES), bits[v]), place, align=_BYTES)
+            with b.if_else(b.icmp_unsigned("==", stage, _int64(FIRST))) as (unfinished, finished):
+                with unfinished:
+                    for (_, place), row in zip(rows_of_y, sums, strict=True):
+                        for v, cell in enumerate(row):
+                            b.store(b.load(cell), _at(b, place, _VEC_BYTES * v, _VEC), align=_BYTES)
+                with finished:
+                    _finish_block(b, sums, rows_of_y, bias, lo, hi, alive, filled)
             return context.get_dummy_value()
 
         return signature, generate

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import jit
-from sparsednn.kernels.microkernel import LANES, MAX_ROWS, MAX_VECTORS, atomic_add, multiply
+from sparsednn.kernels.microkernel import (
+    LANES,
+    MAX_ROWS,
+    MAX_VECTORS,
+    WHOLE,
+    atomic_add,
+    multiply,
+)
 from sparsednn.kernels.packing import CLAMP, SIGMOID, SOFTMAX, PackedNetwork
 
 __all__ = ["Tiling", "activate", "multiply_columns", "multiply_layer"]
@@ -53,7 +60,7 @@ def multiply_layer(
     filled: int,
     source_filled: NDArray[np.uint8],
     order: NDArray[np.int32],
-    resume: bool = False,
+    stage: int = WHOLE,
 ) -> None:
     """One layer without its second activation pass: ``y = clamp(W x + b)`` on `columns` columns.
 
@@ -62,10 +69,10 @@ def multiply_layer(
 
     `source_filled` ``(n_in,)`` says which rows of `x` are not all zero (empty: all count as such),
     `filled` is the address of the same for `y` (0: not wanted). `order` ``(2, longest pattern)``
-    has 0, 1, 2 … in its first row; the second is working space. With `resume`, `y` holds sums that
-    are continued.
+    has 0, 1, 2 … in its first row; the second is working space. `stage` is that of the
+    microkernel: FIRST leaves sums in `y`, which LAST goes on with.
     """
-    go = np.int64(resume)
+    go = np.int64(stage)
     skip = source_filled.size > 0
     pattern = net.pattern.ctypes.data
     weights = net.weight.ctypes.data

@@ -18,9 +18,9 @@ from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.errors import ShapeError, UsageError
 from sparsednn.kernels import KERNELS, get_kernel
 from sparsednn.kernels.cpu import NumbaPlan, make_workspace
-from sparsednn.kernels.sizes import choose_tiling
 from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
 from sparsednn.kernels.reference import ReferencePlan, forward
+from sparsednn.kernels.sizes import choose_tiling
 from sparsednn.kernels.tiles import Tiling
 from sparsednn.machine import machine
 

@@ -6,7 +6,16 @@ import numba
 import numpy as np
 import pytest
 
-from sparsednn.kernels.microkernel import LANES, PREFETCH_COLUMNS, compress, emulate, multiply
+from sparsednn.kernels.microkernel import (
+    FIRST,
+    LANES,
+    LAST,
+    PREFETCH_COLUMNS,
+    WHOLE,
+    compress,
+    emulate,
+    multiply,
+)
 
 
 @pytest.mark.parametrize(("rows", "vectors"), sorted(multiply))
@@ -15,10 +24,10 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     block = multiply[rows, vectors]
 
     @numba.njit
-    def call(x, ldx, pattern, weights, order, bias, target, y, ldy, resume, lo, hi, alive, filled):
+    def call(x, ldx, pattern, weights, order, bias, target, y, ldy, stage, lo, hi, alive, filled):
         block(
             x.ctypes.data, ldx, pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
-            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, resume, lo, hi,
+            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, stage, lo, hi,
             alive.ctypes.data, filled.ctypes.data,
         )  # fmt: skip
 
@@ -37,7 +46,7 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
     order = np.arange(columns, dtype=np.int32)[::2].copy()  # as if every other row were zero
     filled = np.zeros(rows, np.uint8)
     ldx, ldy = x.shape[1], y.shape[1]
-    call(x, ldx, pattern, weights, order, bias, target, y, ldy, 0, lo, hi, alive, filled)
+    call(x, ldx, pattern, weights, order, bias, target, y, ldy, WHOLE, lo, hi, alive, filled)
     expected = emulate(x[:, :width], pattern[order], weights[order], bias, 0.0, 0.8)
     np.testing.assert_array_equal(filled[target], expected.any(axis=1))
     np.testing.assert_allclose(y[target, :width], expected, rtol=1e-5, atol=1e-6)
@@ -66,11 +75,11 @@ def test_a_block_goes_on_from_earlier_sums(rows: int, vectors: int) -> None:
     block = multiply[rows, vectors]
 
     @numba.njit
-    def call(x, pattern, weights, bias, target, y, resume, lo, hi, alive):
+    def call(x, pattern, weights, bias, target, y, stage, lo, hi, alive):
         order = np.arange(pattern.size - PREFETCH_COLUMNS).astype(np.int32)
         block(
             x.ctypes.data, x.shape[1], pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
-            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, y.shape[1], resume,
+            order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, y.shape[1], stage,
             lo, hi, alive.ctypes.data, 0,
         )  # fmt: skip
 
@@ -82,12 +91,12 @@ def test_a_block_goes_on_from_earlier_sums(rows: int, vectors: int) -> None:
     target = rng.permutation(rows).astype(np.int32)
     y = np.full((rows, width), np.nan, np.float32)
     alive = np.zeros(width, np.int32)
-    inf = np.float32(np.inf)
-    for part, resume in ((slice(0, 5), 0), (slice(5, 12), 1)):
+    lo, hi = np.float32(0), np.float32(0.8)
+    for part, stage in ((slice(0, 5), FIRST), (slice(5, 12), LAST)):
+        assert not alive.any(), "unfinished sums say nothing of dead columns"
         pattern = np.zeros(part.stop - part.start + PREFETCH_COLUMNS, np.int32)
         pattern[:-PREFETCH_COLUMNS] = np.arange(12)[part]
-        limits = (np.float32(0), np.float32(0.8)) if resume else (-inf, inf)
-        offset = bias if resume else np.zeros(rows, np.float32)
-        call(x, pattern, weights[part].copy(), offset, target, y, resume, *limits, alive)
+        call(x, pattern, weights[part].copy(), bias, target, y, stage, lo, hi, alive)
     expected = emulate(x, np.arange(12, dtype=np.int32), weights, bias, 0.0, 0.8)
     np.testing.assert_allclose(y[target], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(alive != 0, y.any(axis=0))
