@@ -10,6 +10,10 @@ runs it), and the same weights without bias, where every column lives through al
 ordinary kernel on one thread. More ranks than cores share them: their times say little, their words
 all.
 
+``--memory`` measures something else instead: peak resident memory of each rank that runs the
+official 16384-120 with 60,000 images, on 1, 2 and 4 ranks (cyclic partitions), beyond what the
+process had before it loaded anything.
+
 Columns: median seconds; speed-up over one rank of the same network and batch; words between ranks
 per image and layer that were really sent; seconds of each phase, the largest of all ranks in each
 layer, summed; and which part of the waiting without overlap the overlap hides.
@@ -29,11 +33,17 @@ from typing import Any
 
 import numpy as np
 
-from sparsednn import SparseLayer, SparseNetwork
+from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.machine import machine
 
 _REPEATS = 7
 _LAYERS = 120
+_INPUTS = "inputs.safetensors"
+_MODELS = {
+    "official": "graph-challenge:1024-120",
+    "4096": "graph-challenge:4096-120",
+    "16384": "graph-challenge:16384-120",
+}
 
 
 @dataclass(frozen=True)
@@ -72,33 +82,44 @@ def cases() -> list[Case]:
     return official + undying
 
 
+def peak_kib() -> int:
+    """Peak resident memory of this process, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def work(folder: Path, case: Case) -> None:
     """What every rank of a started program does; rank 0 prints its figures as JSON."""
     from sparsednn.comm import world
     from sparsednn.comm.threads import limit_threads
+    from sparsednn.datasets import graph_challenge_network
     from sparsednn.distributed import DistributedRun
+    from sparsednn.inference import infer
     from sparsednn.kernels.linked import PHASES
 
     ranks = world()
     limit_threads(1)
-    model = "graph-challenge:1024-120" if case.network == "official" else "undying.safetensors"
+    # The compiler takes memory, too; that is not what grows with the network.
+    small = graph_challenge_network(1024, 1)
+    infer(small, InputSet.from_dense(np.eye(1024, 2)))
+    before = peak_kib()
+    parts = folder / f"{case.network}.{case.partition}.p{case.ranks}.npz"
     run = DistributedRun(
         ranks,
-        model if case.network == "official" else str(folder / model),
-        str(folder / "inputs.safetensors"),
-        partition=None
-        if case.partition is None
-        else folder / f"{case.network}.{case.partition}.p{case.ranks}.npz",
+        _MODELS.get(case.network, str(folder / f"{case.network}.safetensors")),
+        str(folder / ("inputs16384.safetensors" if case.network == "16384" else _INPUTS)),
+        partition=None if case.partition is None else parts,
         images=case.images,
         overlap=case.overlap,
     )
     repeats = _REPEATS if case.images > 1024 else max(_REPEATS, 4096 // case.images)
+    if case.network == "16384":
+        repeats = 1
     seconds, phases = [], []
     for _ in range(repeats):
         result = run.run()
         seconds.append(result.infer_seconds)
         phases.append(result.seconds.sum(axis=0))
-    memory = ranks.allgather(np.array([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+    memory = ranks.allgather(np.array([peak_kib() - before]))
     run.free()
     if ranks.rank == 0:
         told = {
@@ -150,6 +171,33 @@ def prepare(folder: Path, mnist: Path) -> None:
             )
 
 
+def prepare_large(folder: Path, mnist: Path) -> None:
+    """What `--memory` needs."""
+    from sparsednn.datasets import graph_challenge_inputs, graph_challenge_network, load_mnist
+    from sparsednn.formats import write_inputs
+    from sparsednn.partitioners import Options, make_partition
+
+    network = graph_challenge_network(16384, _LAYERS)
+    for ranks in (2, 4):
+        made = make_partition(network, Options(ranks), method="multiphase", partitioner="cyclic")
+        made.save(folder / f"16384.cyclic.p{ranks}.npz")
+    images, _ = load_mnist(mnist, "train")
+    write_inputs(graph_challenge_inputs(16384, images), folder / "inputs16384.safetensors")
+
+
+def measure_memory(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    print("| ranks | peak MiB of each rank | largest × ranks |")
+    print("| --- | --- | --- |")
+    for ranks in (1, 2, 4):
+        case = Case("16384", 60000, ranks, None if ranks == 1 else "cyclic")
+        told = start(folder, case)
+        peaks = told["peak_mib"]
+        print(f"| {ranks} | {', '.join(map(str, peaks))} | {max(peaks) * ranks} |", flush=True)
+        rows.append({"ranks": ranks, "peak_mib": peaks, "categories": told["categories"]})
+    return rows
+
+
 def start(folder: Path, case: Case) -> dict[str, Any]:
     from sparsednn.comm.launcher import run_command
 
@@ -171,6 +219,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="only cases whose name contains this")
     parser.add_argument("--folder", type=Path, help="keep prepared files here for the next time")
+    parser.add_argument("--memory", action="store_true", help="peak memory of ranks, nothing else")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -180,6 +229,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
+        if given.memory:
+            if not (folder / "inputs16384.safetensors").exists():
+                prepare_large(folder, given.mnist)
+            write(given.json, {"memory": measure_memory(folder)})
+            return
         if not (folder / "undying.random.p8.npz").exists():
             prepare(folder, given.mnist)
         measure(folder, given)
@@ -211,17 +265,18 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
             }
         )
     report(rows)
-    if given.json:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        told = {
-            "machine": asdict(machine()),
-            "commit": commit,
-            "rounds": given.rounds,
-            "cases": rows,
-        }
-        given.json.write_text(json.dumps(told, indent=1) + "\n")
+    write(given.json, {"rounds": given.rounds, "cases": rows})
+
+
+def write(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write figures as JSON, with the machine and the commit that they are of."""
+    if path is None:
+        return
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    told = {"machine": asdict(machine()), "commit": commit, **figures}
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def report(rows: list[dict[str, Any]]) -> None:

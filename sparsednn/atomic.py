@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all.
 
-Everything is written under a temporary name beside its target and renamed at the end
-(`os.replace`), so a reader never sees half a file, and an error, a full disk or Ctrl-C leaves
-what was there before. Knows nothing about any file format.
+Everything is written beside its target and renamed at the end (`os.replace`), so a reader never
+sees half a file, and an error, a full disk or Ctrl-C leaves what was there before. Where the file
+system can have files without a name (Linux, local ones), a file has none until it is complete, and
+even SIGKILL, which is how some launchers end ranks, leaves nothing behind; elsewhere it has a
+temporary one. Knows nothing about any file format.
 """
 
 from __future__ import annotations
@@ -17,7 +19,24 @@ from typing import BinaryIO
 
 from sparsednn.errors import FormatError
 
-__all__ = ["atomic_file", "atomic_folder", "check_target", "folder_for"]
+__all__ = ["atomic_file", "atomic_folder", "check_target", "folder_for", "remove_temporaries"]
+
+#: Temporary files and folders that this process has now, or will have in a moment.
+_in_use: set[str] = set()
+
+
+def remove_temporaries() -> None:
+    """Remove what is being written now: for a process that is about to be ended.
+
+    From any thread, but not from a handler of signals. Whoever is writing goes on into errors.
+    """
+    for path in tuple(_in_use):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError:  # a folder, which systems say in different ways
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -29,8 +48,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         If `path` is a folder, or its folder is missing or must not be written to.
     """
     shown = Path(path)
-    with _naming(shown):
-        probe = _beside(_file_target(shown))
+    with _naming(shown), _temporary_name(_file_target(shown)) as probe:
         open(probe, "xb").close()
         probe.unlink()
 
@@ -60,7 +78,7 @@ def folder_for(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for writing; rename it to `path` at the end.
+    """Open a new file for writing; at the end it gets the name `path`.
 
     Parameters
     ----------
@@ -73,7 +91,8 @@ def atomic_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
     Yields
     ------
     BinaryIO
-        The open temporary file. If the body raises, it is removed and `path` stays as it was.
+        The open file; its `name` is a path by which it can be opened again until the end. If the
+        body raises, it is removed and `path` stays as it was.
 
     Raises
     ------
@@ -83,17 +102,18 @@ def atomic_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
     shown = Path(path)
     with _naming(shown):
         target = _file_target(shown)
-        temporary = _beside(target)
-        try:
-            with open(temporary, "xb") as file:
-                yield file
-                if sync:
+        with _temporary_name(target) as temporary:
+            try:
+                with _opened(temporary) as (file, finish):
+                    yield file
                     file.flush()
-                    os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+                    if sync:
+                        os.fsync(file.fileno())
+                    finish()
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
 
 @contextlib.contextmanager
@@ -130,18 +150,18 @@ def atomic_folder(
         target = Path(os.path.realpath(shown))
         if target.exists() and not target.is_dir():
             raise FormatError(f"{shown}: cannot write: it is a file, a folder is needed")
-        temporary = _beside(target)
-        temporary.mkdir()
-        try:
-            with _renaming(temporary, shown):
-                yield temporary
-            if target.exists():
-                _move_into(temporary, target, shown, belongs)
-            else:
-                os.rename(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with _temporary_name(target) as temporary:
+            temporary.mkdir()
+            try:
+                with _renaming(temporary, shown):
+                    yield temporary
+                if target.exists():
+                    _move_into(temporary, target, shown, belongs)
+                else:
+                    os.rename(temporary, target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
 
 
 def _move_into(
@@ -169,9 +189,46 @@ def _file_target(shown: Path) -> Path:
     return target
 
 
-def _beside(target: Path) -> Path:
+@contextlib.contextmanager
+def _temporary_name(target: Path) -> Iterator[Path]:
+    """Name for a temporary file or folder, known to `remove_temporaries` while entered."""
     # Hidden, and too unlikely a name to exist; same folder, as a rename cannot cross disks.
-    return target.with_name(f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    name = f".{target.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    path = target.with_name(name)
+    _in_use.add(str(path))
+    try:
+        yield path
+    finally:
+        _in_use.discard(str(path))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
+    """Open a new file: yields it, and what gives it its name when it is complete."""
+    nameless = _nameless(path.parent)
+    if nameless is None:
+        with open(path, "xb") as file:
+            yield file, lambda: None
+        return
+    try:
+        link = f"/proc/self/fd/{nameless}"
+        with open(link, "wb") as file:
+            # The descriptor, of no use for an absolute path, makes Python call linkat, which alone
+            # can follow this link.
+            yield file, lambda: os.link(link, path, src_dir_fd=nameless, follow_symlinks=True)
+    finally:
+        os.close(nameless)
+
+
+def _nameless(folder: Path) -> int | None:
+    """Descriptor of a new file without a name; None where there is no such thing."""
+    kind = getattr(os, "O_TMPFILE", None)
+    if kind is None or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(folder, kind | os.O_RDWR, 0o666)
+    except OSError:  # of the file system; or of the folder, which a file with a name will tell
+        return None
 
 
 @contextlib.contextmanager

@@ -6,13 +6,15 @@ library; where a figure cannot be read, a small, safe one is assumed and `Machin
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["Machine", "available_cores", "machine", "quota_cores"]
+__all__ = ["Machine", "available_cores", "give_back_memory", "machine", "quota_cores"]
 
 _CACHE_DIR = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -128,3 +130,13 @@ def machine() -> Machine:
         memory=_memory(),
         guessed=guessed,
     )
+
+
+def give_back_memory() -> None:
+    """Return to the system what has been freed: the C library keeps blocks of up to 32 MiB.
+
+    After loading, when much has been freed that will not be needed again. Does nothing where the
+    library has no ``malloc_trim`` (it is glibc's).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

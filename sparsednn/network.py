@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LayerSummary",
-    "Shaped",
     "NetworkDigest",
     "NetworkSummary",
+    "Shaped",
     "SparseLayer",
     "SparseNetwork",
     "check_chain",

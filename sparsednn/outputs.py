@@ -75,6 +75,9 @@ def output_sink(path: Path, n_out: int, images: int) -> Iterator[OutputSink]:
         with atomic_file(path) as file:
             shape = (n_out, images)
             dense = np.lib.format.open_memmap(file.name, "w+", dtype=np.float32, shape=shape)
+            if hasattr(os, "posix_fallocate"):
+                # A disk that is full is told now; a write into the map would end the program.
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
             def fill(first: int, outputs: NDArray[np.float32]) -> None:
                 dense[:, first : first + outputs.shape[1]] = outputs

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from mpi_runs import IMPLEMENTATIONS, MpiRuns, require_mpi
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

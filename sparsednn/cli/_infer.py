@@ -48,21 +48,37 @@ class Request:
     overlap: bool
     drop: bool
 
-    def check(self) -> NDArray[np.int64] | None:
-        """Tell what is wrong with the call before anything is read or run; returns the truth."""
-        from sparsednn.atomic import check_target
-        from sparsednn.formats import read_categories
+    def check_call(self) -> None:
+        """Tell what is wrong with the options; looks at no file."""
         from sparsednn.kernels import get_kernel
-        from sparsednn.outputs import check_outputs
 
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads must be at least 1, found {self.threads}")
+        for name, given in (
+            ("--trace", self.trace is not None),
+            ("--no-overlap", not self.overlap),
+            ("--no-drop", not self.drop),
+        ):
+            if given and self.partition is None:
+                raise UsageError(
+                    f"{name} is for ranks that share the neurons: give --partition FILE, made by "
+                    "'sparsednn partition'"
+                )
+            if given and self.kernel == "reference" and name != "--no-drop":
+                raise UsageError(f"{name} belongs to the numba kernel, the reference has none")
+        get_kernel(self.kernel)
+
+    def check_files(self) -> NDArray[np.int64] | None:
+        """Tell what cannot be written before anything is run; returns the truth."""
+        from sparsednn.atomic import check_target
+        from sparsednn.formats import read_categories
+        from sparsednn.outputs import check_outputs
+
         read = (self.model, self.inputs, self.truth, self.partition)
         check_outputs(self.categories_out, self.outputs_out, read)
         if self.trace is not None:
             check_outputs(self.trace, None, (*read, self.categories_out, self.outputs_out))
             check_target(self.trace)
-        get_kernel(self.kernel)
         return None if self.truth is None else read_categories(self.truth)
 
     def check_images(self, expected: NDArray[np.int64] | None, images: int) -> None:
@@ -104,7 +120,7 @@ def infer_here(request: Request) -> Told:
     from sparsednn.inference import infer
     from sparsednn.sources import load_inputs, load_network
 
-    expected = request.check()
+    expected = request.check_files()
     start = time.perf_counter()
     network = load_network(
         request.model, layers=request.layers, bias=request.bias, options=request.options
@@ -150,8 +166,11 @@ def infer_on_ranks(request: Request) -> Told | None:
         with together(world, "checking the call"):
             grid = None if request.grid is None else ProcessGrid.parse(request.grid)
             if world.rank == 0:
-                expected = request.check()
-        threads = request.threads or threads_per_rank(world)
+                expected = request.check_files()
+        # The same on all ranks, as their threads meet each other; nodes may have other cores.
+        least = np.array([request.threads or threads_per_rank(world)], np.int64)
+        world.allreduce(least, "min")
+        threads = int(least[0])
         limit_threads(threads)
         run = DistributedRun(
             world,

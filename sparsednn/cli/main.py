@@ -1,7 +1,8 @@
 """The ``sparsednn`` program: the commands put together, and errors turned into exit codes.
 
 Exit codes: 0 done, 2 usage, 3 bad input, 4 the answer differs from the truth, 5 something is not
-installed; 1 is a bug of ours, 130 an interrupt, 143 a termination.
+installed, 6 ranks could not be started or failed; 1 is a bug of ours, 130 an interrupt, 143 a
+termination.
 """
 
 from __future__ import annotations

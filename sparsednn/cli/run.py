@@ -22,6 +22,7 @@ from sparsednn.cli._ranks import (
     GridOption,
     RanksOption,
     start_ranks,
+    told_once,
     under_launcher,
 )
 from sparsednn.cli._reading import reads_models
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sparsednn.formats import ReadOptions
 
 
+@told_once()
 @reads_models
 def infer(
     model: ModelArgument,
@@ -121,8 +123,8 @@ def infer(
         model, inputs, options, truth, categories_out, outputs_out, kernel, threads, images,
         layers, bias, mnist, partition, grid, trace, overlap, drop,
     )  # fmt: skip
-    needs_ranks = partition or grid or trace or not overlap or not drop
-    run = infer_on_ranks if needs_ranks or under_launcher() else infer_here
+    request.check_call()
+    run = infer_on_ranks if partition or grid or under_launcher() else infer_here
     told = run(request)
     if told is None:  # a rank that has nothing to say
         return
@@ -140,12 +142,21 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in summary.items():
         if name == "layer_seconds":
-            rows += [(f"seconds {phase}", f"{sum(one):.3f}") for phase, one in value.items()]
+            rows += [(f"seconds {phase}", _seconds(sum(one))) for phase, one in value.items()]
         elif isinstance(value, dict):
-            rows += [(f"{name} {part}", f"{number:.3f}") for part, number in value.items()]
+            rows += [(f"{name} {part}", _seconds(number)) for part, number in value.items()]
         else:
             rows.append((name, _shown(value)))
     return rows
+
+
+def _seconds(value: float) -> str:
+    """To the millisecond, and finer where that would be nothing.
+
+    >>> [_seconds(1234.5678), _seconds(0.25), _seconds(0.000123456), _seconds(0.0)]
+    ['1234.568', '0.250', '0.000123', '0.000']
+    """
+    return f"{value:.3f}" if value >= 0.1 or not value else f"{value:.3g}"
 
 
 def _shown(value: Any) -> str:

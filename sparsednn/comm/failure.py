@@ -42,9 +42,10 @@ def together(comm: Communicator, stage: str) -> Iterator[None]:
     ------
     SparseDNNError
         On every rank the error of the lowest rank that failed: of the same class if that is one of
-        `sparsednn.errors`, with "rank R: " in front, unless all ranks failed with the same
-        message; `everywhere` is set if `comm` has all ranks of the program. Any other exception
-        becomes a plain SparseDNNError that names stage and kind. The rank's own error is its cause.
+        `sparsednn.errors`, with "rank R: " in front (as launchers count, of all ranks of the
+        program; once, in stages within stages), unless all ranks failed with the same message;
+        `everywhere` is set if `comm` has all ranks of the program. Any other exception becomes a
+        plain SparseDNNError that names stage and kind. The rank's own error is its cause.
 
     Notes
     -----
@@ -59,18 +60,19 @@ def together(comm: Communicator, stage: str) -> Iterator[None]:
         own = error
     if not comm.any_rank(own is not None):
         return
-    told = [json.loads(text) for text in comm.allgather_text(json.dumps(_told(own, stage)))]
-    rank = next(rank for rank, what in enumerate(told) if what is not None)
-    name, message = told[rank]
-    if all(what == told[0] for what in told):
+    everyone = load_mpi().COMM_WORLD
+    mine = json.dumps([everyone.rank, _told(own, stage)])
+    told = [json.loads(text) for text in comm.allgather_text(mine)]
+    rank, (name, message) = next((rank, what) for rank, what in told if what is not None)
+    if all(what == told[0][1] for _, what in told):
         if isinstance(own, SparseDNNError):
-            own.everywhere = comm.size == load_mpi().COMM_WORLD.size
+            own.everywhere = comm.size == everyone.size
             raise own
     else:
-        message = f"rank {rank}: {message}"
+        message = _of_rank(rank, message)
     kind: type[SparseDNNError] = getattr(errors, name)
     raised = kind(message)
-    raised.everywhere = comm.size == load_mpi().COMM_WORLD.size
+    raised.everywhere = comm.size == everyone.size
     raise raised from own
 
 
@@ -89,6 +91,11 @@ def _plain(error: BaseException) -> str:
     if isinstance(error, SparseDNNError):
         return " ".join(str(error).split())
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
+def _of_rank(rank: int, message: str) -> str:
+    """Say which rank it was, unless the message (of `together`) says it already."""
+    return message if re.match(r"rank \d+: ", message) else f"rank {rank}: {message}"
 
 
 def abort(comm: Communicator, error: BaseException, code: int) -> NoReturn:
@@ -112,9 +119,7 @@ def abort(comm: Communicator, error: BaseException, code: int) -> NoReturn:
     if os.environ.get("SPARSEDNN_DEBUG"):
         with suppress(Exception):
             traceback.print_exception(error)
-    line = _plain(error)
-    if not re.match(r"rank \d+: ", line):  # of `together`: says already which
-        line = f"rank {comm.rank}: {line}"
+    line = _of_rank(comm.rank, _plain(error))
     # A stream that is closed or broken must not keep this rank from ending the others.
     with suppress(Exception):
         sys.stdout.flush()

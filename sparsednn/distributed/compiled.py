@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from sparsednn.kernels.cascade import run_cascade
 from sparsednn.kernels.cpu import aligned, in_threads, make_images, make_workspace
 from sparsednn.kernels.linked import PHASES, Link
 from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
-from sparsednn.kernels.packing import Rows, pack_rows
+from sparsednn.kernels.packing import PackedNetwork, pack_rows
 from sparsednn.kernels.sizes import make_tiling, most_pools, tile_columns
 from sparsednn.kernels.tiles import Tiling
 from sparsednn.machine import machine
@@ -33,11 +34,44 @@ from sparsednn.machine import machine
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["CompiledPlan"]
+__all__ = ["CompiledPlan", "PackedShard"]
 
 #: Persistent requests of a rank; each takes some hundred bytes in the MPI library. Beyond, requests
 #: are made for each exchange.
 _MOST_PERSISTENT = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PackedShard:
+    """A rank's rows of all layers as the compiled loops want them, without the shard.
+
+    Attributes
+    ----------
+    packed
+        Three parts per layer, see `kernels.linked`.
+    width
+        Neurons of each neuron layer that the rank owns, the inputs included.
+    droppable_from
+        Of the whole network.
+    """
+
+    packed: PackedNetwork
+    width: list[int]
+    droppable_from: int
+
+    @classmethod
+    def of(cls, shard: NetworkShard, plans: Sequence[ExchangePlan]) -> PackedShard:
+        """Pack layer by layer, so that weights are never there more than twice."""
+        parts = (
+            part
+            for k, (layer, plan) in enumerate(zip(shard.layers, plans, strict=True))
+            for part in DistributedLayer.make(
+                layer, plan, shard.owners[k], shard.part
+            ).packed_parts()
+        )
+        width = [int(np.count_nonzero(owners == shard.part)) for owners in shard.owners]
+        edges = sum(layer.nnz for layer in shard.layers)
+        return cls(pack_rows(parts, width, edges), width, shard.droppable_from)
 
 
 class CompiledPlan:
@@ -45,7 +79,7 @@ class CompiledPlan:
 
     Parameters
     ----------
-    shard
+    rows
         The rank's rows of all layers.
     plans
         The messages of all layers.
@@ -67,7 +101,7 @@ class CompiledPlan:
 
     def __init__(
         self,
-        shard: NetworkShard,
+        rows: PackedShard,
         plans: Sequence[ExchangePlan],
         group: Communicator,
         *,
@@ -78,17 +112,11 @@ class CompiledPlan:
         events: int = 0,
     ) -> None:
         self.group, self.threads = group, threads
-        self.n_in = int(np.count_nonzero(shard.owners[0] == shard.part))
-        self.n_out = shard.layers[-1].rows.size
-        self._width = [self.n_in, *(layer.rows.size for layer in shard.layers)]
-        parts: list[Rows] = []
-        for k, (layer, plan) in enumerate(zip(shard.layers, plans, strict=True)):
-            split = DistributedLayer.make(layer, plan, shard.owners[k], shard.part)
-            parts += split.packed_parts()
-        self.packed = pack_rows(parts, self._width)
+        self.packed, self._width = rows.packed, rows.width
+        self.n_in, self.n_out = rows.width[0], rows.width[-1]
         # A layer that may not drop is as good as none that does: no agreement, no pools.
-        self.droppable_from = shard.droppable_from if drop else len(shard.layers) + 1
-        self.tiling = self._choose_tiling(shard, plans, columns)
+        self.droppable_from = rows.droppable_from if drop else len(plans) + 1
+        self.tiling = self._choose_tiling(plans, columns)
         self._stack = ExitStack()
         requests = sum(plan.messages_sent + plan.receive_ranks.size for plan in plans)
         # All ranks alike, or a persistent send would meet an immediate receive: legal, but untidy.
@@ -99,9 +127,7 @@ class CompiledPlan:
         self._workspaces = [make_workspace(self.packed, self.tiling) for _ in range(threads)]
         self._counted = np.zeros((len(plans), 4), np.int64)
 
-    def _choose_tiling(
-        self, shard: NetworkShard, plans: Sequence[ExchangePlan], columns: int
-    ) -> Tiling:
+    def _choose_tiling(self, plans: Sequence[ExchangePlan], columns: int) -> Tiling:
         """Sizes that suit every rank of the group: the smallest of what each would choose."""
         cpu = machine()
         received = [plan.words_received for plan in plans]

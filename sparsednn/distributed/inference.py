@@ -34,10 +34,12 @@ from sparsednn.distributed.timing import Timing, gather_trace, slowest
 from sparsednn.inference import OutputSink
 from sparsednn.inputs import InputSet
 from sparsednn.kernels import get_kernel
+from sparsednn.machine import give_back_memory
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
     from sparsednn.formats import ReadOptions
+    from sparsednn.network import SparseNetwork
 
 __all__ = ["DistributedResult", "DistributedRun"]
 
@@ -113,7 +115,8 @@ class DistributedRun:
     kernel
         ``numba`` or ``reference``.
     threads
-        Of each rank.
+        Of each rank; the smallest that a rank gives, and 1 where MPI may be called by one thread
+        only.
     drop, overlap
         See `compiled.CompiledPlan`.
     outputs
@@ -155,11 +158,12 @@ class DistributedRun:
         layers: int | None = None,
         bias: float | None = None,
         options: ReadOptions | None = None,
-        progress: Callable[[str], None] = lambda text: None,
     ) -> None:
-        MPI = load_mpi()
-        start = MPI.Wtime()
         self.world, self.outputs, self.traced = world, outputs, trace
+        self.kernel, self.threads = kernel, self._agreed_threads(kernel, threads)
+        self.read_seconds = self.prepare_seconds = 0.0
+        self.words_per_image = self.messages_per_tile = self.columns = 0
+        clock = _Clock(world)
         parts = None if partition is None else share_partition(world, partition)
         with together(world, "arranging the ranks"):
             self.shape = grid_shape(
@@ -167,82 +171,105 @@ class DistributedRun:
             )
         self.grid = ProcessGrid(world, self.shape)
         self.group = self.grid.along(1)
-        progress("loading the network")
         loading: dict[str, Any] = {"layers": layers, "bias": bias, "options": options}
-        shard: NetworkShard | None = None
-        if parts is None or parts.parts == 1:
+        network = shard = None
+        if self.group.size == 1:
             network = load_whole(model, world, **loading)
             if parts is not None and partition is not None:
                 with together(world, f"checking {partition}"):
                     parts.check(network, file=partition)
-            self.name, self.depth, self.edges = network.name, len(network), network.edges
             widths = [network.n_in, *(layer.n_out for layer in network)]
             owners = None
         else:
-            # Groups load one after another in no order: each asks the same of the file system.
-            with together(world, "loading the network"):
-                shard = load_shard(
-                    model, parts, self.group.rank, self.group, file=partition or "", **loading
-                )
-            self.name, self.depth, self.edges = shard.name, len(shard.layers), shard.edges
+            assert parts is not None  # grid_shape has seen to that
+            shard = load_shard(
+                model, parts, self.group.rank, self.group,
+                world=world, file=partition or "", **loading,
+            )  # fmt: skip
             widths = [vector.size for vector in shard.owners]
-            owners = shard.owners[-1]
+            owners = shard.owners
+        self._softmax = shard is not None and shard.layers[-1].activation.kind == "softmax"
+        known = network if shard is None else shard
+        assert known is not None
+        self.name, self.edges, self.depth = known.name, known.edges, len(widths) - 1
         self.neurons, self.n_out = max(widths[1:]), widths[-1]
-        progress("loading the inputs")
-        self.step = max(1, _OUTPUT_BYTES // (4 * self.n_out)) if outputs else None
+        self.read_seconds += clock.lap()
+
+        # The weights are packed, and forgotten, before the inputs come: both at once are the peak.
+        make_plan = (
+            self._for_whole(network)
+            if shard is None
+            else self._for_shard(shard, drop=drop, overlap=overlap)
+        )
+        del network, shard, known
+        give_back_memory()
+        self.prepare_seconds += clock.lap()
+
         local = distribute_inputs(
             inputs,
             world,
             self.grid,
-            None if shard is None else shard.owners[0],
+            None if owners is None else owners[0],
             self.group.rank,
             n_features=widths[0],
             mnist=mnist,
             images=images,
-            step=self.step,
+            step=max(1, _OUTPUT_BYTES // (4 * self.n_out)) if outputs else None,
         )
         self.inputs, self.n_images, self.ranges = local.inputs, local.n_images, local.ranges
-        self._gathering = Gathering(world, self.grid, owners, self.n_out, self.n_images)
-        self.read_seconds = _longest(world, MPI.Wtime() - start)
-
-        progress("planning")
-        start = MPI.Wtime()
-        self.kernel = kernel
-        self.threads = 1 if kernel == "reference" else threads
-        self.words_per_image, self.messages_per_tile = 0, 0
-        self.columns = 0
-        self._softmax = False
-        if shard is None:
-            self._plan: _Plan = _Whole(
-                get_kernel(kernel).plan(network, threads=self.threads), self.depth
-            )
-        else:
-            self._softmax = shard.layers[-1].activation.kind == "softmax"
-            plans = exchange_plans(shard, self.group)
-            self.words_per_image = sum(plan.words_received for plan in plans)
-            self.messages_per_tile = sum(plan.receive_ranks.size for plan in plans)
-            if kernel == "reference":
-                from sparsednn.distributed.reference import ReferencePlan
-
-                self._plan = ReferencePlan(shard, plans, self.group, drop=drop)
-            else:
-                from sparsednn.distributed.compiled import CompiledPlan
-
-                widest = max((last - first for first, last in self.ranges), default=0)
-                compiled = CompiledPlan(
-                    shard,
-                    plans,
-                    self.group,
-                    threads=self.threads,
-                    columns=widest,
-                    drop=drop,
-                    overlap=overlap,
-                    events=_EVENTS if trace else 0,
-                )
-                self.columns = compiled.tiling.columns
-                self._plan = compiled
+        give_back_memory()
+        self._gathering = Gathering(
+            world, self.grid, None if owners is None else owners[-1], self.n_out, self.n_images
+        )
+        self.read_seconds += clock.lap()
+        self._plan = make_plan()
         self._warm_up()
-        self.prepare_seconds = _longest(world, MPI.Wtime() - start)
+        self.prepare_seconds += clock.lap()
+
+    def _agreed_threads(self, kernel: str, threads: int) -> int:
+        """Threads of a rank: the same on all, as streams of different ranks meet."""
+        from sparsednn.comm.mpi import library
+
+        several = kernel != "reference" and library().thread_level == "multiple"
+        agreed = np.array([threads if several else 1], np.int64)
+        self.world.allreduce(agreed, "min")
+        return int(agreed[0])
+
+    def _for_whole(self, network: SparseNetwork | None) -> Callable[[], _Plan]:
+        """Every rank has the whole network: the ordinary kernel."""
+        assert network is not None
+        plan = _Whole(get_kernel(self.kernel).plan(network, threads=self.threads), self.depth)
+        return lambda: plan
+
+    def _for_shard(self, shard: NetworkShard, *, drop: bool, overlap: bool) -> Callable[[], _Plan]:
+        """Work out the messages and pack the rows; returns what makes the plan for the inputs."""
+        plans = exchange_plans(shard, self.group)
+        self.words_per_image = sum(plan.words_received for plan in plans)
+        self.messages_per_tile = sum(plan.receive_ranks.size for plan in plans)
+        if self.kernel == "reference":
+            from sparsednn.distributed.reference import ReferencePlan
+
+            readable = ReferencePlan(shard, plans, self.group, drop=drop)
+            return lambda: readable
+        from sparsednn.distributed.compiled import CompiledPlan, PackedShard
+
+        rows = PackedShard.of(shard, plans)
+
+        def make() -> _Plan:
+            plan = CompiledPlan(
+                rows,
+                plans,
+                self.group,
+                threads=self.threads,
+                columns=max((last - first for first, last in self.ranges), default=0),
+                drop=drop,
+                overlap=overlap,
+                events=_EVENTS if self.traced else 0,
+            )
+            self.columns = plan.tiling.columns
+            return plan
+
+        return make
 
     def _warm_up(self) -> None:
         """Compile, or load from the cache on disk: one rank of each node first, for the others."""
@@ -348,6 +375,18 @@ class _Whole:
         from sparsednn.kernels.linked import PHASES
 
         return Timing(np.zeros((self._depth, len(PHASES))))
+
+
+class _Clock:
+    """Seconds between laps, the longest of all ranks; collective."""
+
+    def __init__(self, world: Communicator) -> None:
+        self._world, self._now = world, load_mpi().Wtime()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._now = self._now, load_mpi().Wtime()
+        return _longest(self._world, self._now - before)
 
 
 def _longest(world: Communicator, seconds: float) -> float:

@@ -65,6 +65,7 @@ def load_shard(
     part: int,
     group: Communicator,
     *,
+    world: Communicator | None = None,
     file: str | os.PathLike[str] = "partition",
     layers: int | None = None,
     bias: float | None = None,
@@ -86,6 +87,8 @@ def load_shard(
     group
         As many ranks as the partition has parts. Collective: two small broadcasts and allreduces;
         for formats that rank 0 reads, four messages per layer and part.
+    world
+        All groups, if there are several that load the same at a time: they fail together, too.
     file
         Where the partition comes from, for messages.
 
@@ -106,9 +109,10 @@ def load_shard(
     makes them, layer by layer. Arrays that are equal in consecutive layers are shared.
     """
     stage = f"loading {model}"
+    everyone = group if world is None else world
     outline: _Outline | None = None
     whole: list[SparseLayer] = []
-    with together(group, stage):
+    with together(everyone, stage):
         if group.size != partition.parts:
             raise InputError(f"{file}: is for {partition.parts} ranks, found {group.size}")
         if group.rank != part:
@@ -120,7 +124,7 @@ def load_shard(
     if outline.kind == "other":
         mine = _collected(_scattered(whole, outline, partition, group))
     else:
-        with together(group, stage):
+        with together(everyone, stage):
             mine = _collected(_own_rows(model, outline, partition, part))
     keep_zero = np.array([layer.keeps_zero for layer in mine], np.int32)
     group.allreduce(keep_zero, "min")

@@ -65,8 +65,8 @@ def grid_shape(
     if grid is None:
         if ranks % parts:
             raise UsageError(
-                f"{partition}: has {parts} parts, which do not divide {ranks} ranks: start "
-                f"{parts} of them, or a multiple"
+                f"{partition}: has {parts} parts, which do not divide {ranks} ranks: start {parts} "
+                f"of them ('mpirun -n {parts} sparsednn …', or --ranks {parts}), or a multiple"
             )
         return ranks // parts, parts
     text = "x".join(map(str, grid))

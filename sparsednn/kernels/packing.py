@@ -179,8 +179,9 @@ def _offsets(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 def pack(network: SparseNetwork) -> PackedNetwork:
     """Arrange all layers of a network into blocks; takes about 4 bytes per edge more."""
     return pack_rows(
-        [_layer_rows(layer) for layer in network],
+        (_layer_rows(layer) for layer in network),
         [network.n_in, *(layer.n_out for layer in network)],
+        network.edges,
     )
 
 
@@ -191,29 +192,41 @@ def _layer_rows(layer: SparseLayer) -> Rows:
     return Rows(layer.indptr, layer.indices, layer.values, layer.bias, places, *limits)
 
 
-def pack_rows(parts: Iterable[Rows], width: Iterable[int]) -> PackedNetwork:
-    """Arrange rows into blocks, each of `parts` like a layer of its own; `width` is kept as it is.
+def pack_rows(parts: Iterable[Rows], width: Iterable[int], edges: int) -> PackedNetwork:
+    """Arrange rows into blocks, each of `parts` like a layer of its own.
 
-    There may be parts without rows. Takes about 4 bytes per weight more.
+    Parameters
+    ----------
+    parts
+        Taken one by one, and not kept: nobody has to have all of them at once. There may be some
+        without rows.
+    width
+        Kept as it is.
+    edges
+        Weights of all parts together.
     """
-    parts = list(parts)
-    plans = [_plan(part) for part in parts]
-    weight = np.empty(sum(part.values.size for part in parts), np.float32)
-    block_weights: list[NDArray[np.int64]] = []
+    weight = np.empty(edges, np.float32)
+    plans: list[_Blocks] = []
+    targets, biases, block_weights, limits = [], [], [], []
     at = 0
-    for part, plan in zip(parts, plans, strict=True):
-        local_rows = _offsets([plan.block_size])
+    for part in parts:
+        plan = _plan(part)
         _copy_weights(
             read_only(part.indptr),
             read_only(part.values),
             plan.source,
-            local_rows,
+            _offsets([plan.block_size]),
             weight[at : at + part.values.size],
         )
         length_of_block = np.repeat(plan.pattern_length, plan.blocks_of_group)
         ends = np.cumsum(length_of_block * plan.block_size)
         block_weights.append(at + ends - length_of_block * plan.block_size)
         at += part.values.size
+        targets.append(part.target[plan.source])
+        biases.append(part.bias[plan.source])
+        limits.append((part.code, part.low, part.high))
+        plans.append(plan)
+    code, low, high = zip(*limits, strict=True)
     return PackedNetwork(
         layer_group=_offsets([np.array([plan.pattern_length.size]) for plan in plans]),
         group_pattern=_offsets([plan.pattern_length for plan in plans]),
@@ -223,15 +236,11 @@ def pack_rows(parts: Iterable[Rows], width: Iterable[int]) -> PackedNetwork:
         pattern=np.concatenate(
             [*(plan.pattern for plan in plans), np.zeros(PREFETCH_COLUMNS, np.int32)]
         ),
-        target=np.concatenate(
-            [part.target[plan.source] for part, plan in zip(parts, plans, strict=True)]
-        ),
-        bias=np.concatenate(
-            [part.bias[plan.source] for part, plan in zip(parts, plans, strict=True)]
-        ),
+        target=np.concatenate(targets),
+        bias=np.concatenate(biases),
         weight=weight,
         width=np.array(list(width), np.int64),
-        code=np.array([part.code for part in parts], np.int64),
-        low=np.array([part.low for part in parts], np.float32),
-        high=np.array([part.high for part in parts], np.float32),
+        code=np.array(code, np.int64),
+        low=np.array(low, np.float32),
+        high=np.array(high, np.float32),
     )

@@ -79,6 +79,16 @@ def check_some_fail(world):
         stage(world, FormatError("same") if world.rank > 0 else None)
 
 
+def check_ranks_are_those_of_the_program(world):
+    """And not those within a group, where a stage of a group stands in one of all."""
+    if world.size < 3:
+        return
+    group = world.split(world.rank % 2)
+    with pytest.raises(FormatError, match=r"^rank 2: deep$"), together(world, "outer"):
+        stage(group, FormatError("deep") if world.rank == 2 else None)
+    group.free()
+
+
 def check_interrupts_pass(world):
     """Without a collective: otherwise the ranks that are not interrupted would be out of step."""
     for interrupt in (KeyboardInterrupt, SystemExit):

@@ -6,7 +6,7 @@ import numpy as np
 
 from networks import ACTIVATIONS
 from row_wise import by_hand, dying_network, local, make_inputs, make_network, tolerance
-from sparsednn.distributed.compiled import CompiledPlan
+from sparsednn.distributed.compiled import CompiledPlan, PackedShard
 from sparsednn.distributed.gathering import finish_softmax
 from sparsednn.distributed.plan import exchange_plans, plans_of_all
 from sparsednn.distributed.reference import ReferencePlan
@@ -36,7 +36,7 @@ def compare(world, network, partition, inputs, *, kinds=("compiled", "reference"
     for kind in kinds:
         for drop in (False, True):
             if kind == "compiled":
-                plan = CompiledPlan(shard, plans, world, drop=drop, **given)
+                plan = CompiledPlan(PackedShard.of(shard, plans), plans, world, drop=drop, **given)
             else:
                 plan = ReferencePlan(shard, plans, world, drop=drop)
                 plan.chunk = given["columns"]

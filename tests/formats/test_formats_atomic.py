@@ -9,18 +9,70 @@ from pathlib import Path
 import pytest
 from formats.formats_samples import names
 
-from sparsednn.atomic import atomic_file, atomic_folder
+from sparsednn import atomic
+from sparsednn.atomic import atomic_file, atomic_folder, remove_temporaries
 from sparsednn.errors import FormatError
 
 
-def test_file_is_written_and_replaced(tmp_path: Path) -> None:
+@pytest.fixture(params=["nameless", "named"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Both ways that unfinished files are kept in."""
+    if request.param == "named":
+        monkeypatch.setattr(atomic, "_nameless", lambda folder: None)
+    elif (found := atomic._nameless(tmp_path)) is None:
+        pytest.skip(f"the file system of {tmp_path} has no files without a name")
+    else:
+        os.close(found)
+    return str(request.param)
+
+
+def test_file_is_written_and_replaced(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.txt"
+    before: list[str] = []
     for content in (b"one", b"two"):
         with atomic_file(path, sync=True) as file:
             file.write(content)
-            assert names(tmp_path) != ["a.txt"]  # the temporary one is beside it
+            beside = set(names(tmp_path)) - set(before)
+            assert len(beside) == (kind == "named")
+            # By its name it can be opened once more, as memory maps are.
+            with open(file.name, "r+b") as again:
+                assert os.path.samestat(os.fstat(again.fileno()), os.fstat(file.fileno()))
         assert path.read_bytes() == content
+        before = ["a.txt"]
     assert names(tmp_path) == ["a.txt"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_many_files_leave_none_open(tmp_path: Path) -> None:
+    with open(tmp_path / "before", "wb") as file:
+        expected = file.fileno()
+    for _ in range(3):
+        with atomic_file(tmp_path / "a"):
+            pass
+        with pytest.raises(KeyError), atomic_file(tmp_path / "b"):
+            raise KeyError
+    with open(tmp_path / "after", "wb") as file:
+        assert file.fileno() == expected
+    assert atomic._in_use == set()
+
+
+def test_what_is_being_written_is_removed(tmp_path: Path) -> None:
+    """As before the end by a signal; what was there stays."""
+    (tmp_path / "a").write_bytes(b"old")
+
+    def write() -> None:
+        with atomic_file(tmp_path / "a"), atomic_folder(tmp_path / "f") as folder:
+            (folder / "x").write_bytes(b"1")
+            remove_temporaries()
+            assert names(tmp_path) == ["a"]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
