@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsednn.cli._common import note
 from sparsednn.cli._ranks import on_ranks
 from sparsednn.errors import FormatError, UsageError
 
@@ -204,6 +205,9 @@ def infer_on_ranks(request: Request) -> Told | None:
                 if request.trace is not None:
                     with atomic_file(request.trace) as file:
                         file.write(json.dumps(result.trace).encode())
+                    lost = (result.trace or {}).get("otherData", {}).get("events_lost", 0)
+                    if lost:
+                        note(f"{request.trace}: {lost} events came when there was no more room")
         # All ranks end with the exit code of the answer; rank 0 says which images differ.
         fails = world.any_rank(difference is not None)
         run.free()

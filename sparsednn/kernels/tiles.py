@@ -94,9 +94,12 @@ def multiply_layer(
                 order[1, found] = k
                 found += np.uint64(source_filled[np.uint64(net.pattern[start + k])])
             n = np.int64(found)
-        for first in range(0, vectors, MAX_VECTORS):
-            v = min(MAX_VECTORS, vectors - first)
+        first = 0
+        while first < vectors:
+            # A panel of one vector takes nearly as long as one of three: of four, two have two.
+            v = 2 if vectors - first == 4 else min(MAX_VECTORS, vectors - first)
             at = 4 * LANES * first
+            first += v
             xs, ys, live = x + at, y + at, alive + at
             for block in range(net.group_block[group], net.group_block[group + 1]):
                 row = net.block_row[block]

@@ -64,7 +64,7 @@ def test_launched(environ, expected):
     ],
 )
 def test_library_names(text, expected):
-    assert door._parse_version(text) == expected
+    assert door.parse_version(text) == expected
 
 
 def test_without_mpi4py(monkeypatch):
