@@ -6,9 +6,10 @@ in several rounds, since machines are shared and drift, and the median of all ti
 
 Networks: the official 1024-120 with its 60,000 images, of which most die (as ``sparsednn infer``
 runs it), and the same weights without bias, where every column lives through all layers
-(``undying``), at batches of 1 (a sparse matrix times a vector), 64 and 1,024. One rank is the
-ordinary kernel on one thread. More ranks than cores share them: their times say little, their words
-all.
+(``undying``), at batches of 1 (a sparse matrix times a vector), 64 and 1,024; ``scattered`` has as
+many weights as that, but no two rows with the same pattern; ``4096`` is the official 4096-120. One
+rank is the ordinary kernel on one thread. More ranks than cores share them: their times say little,
+their words all.
 
 ``--memory`` measures something else instead: peak resident memory of each rank that runs the
 official 16384-120 with 60,000 images, on 1, 2 and 4 ranks (cyclic partitions), beyond what the
@@ -35,10 +36,11 @@ import numpy as np
 
 from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.machine import machine
+from sparsednn.partitioners import Options, Partition, make_partition
 
 _REPEATS = 7
 _LAYERS = 120
-_INPUTS = "inputs.safetensors"
+_LARGE = ("4096", "16384")
 _MODELS = {
     "official": "graph-challenge:1024-120",
     "4096": "graph-challenge:4096-120",
@@ -79,7 +81,16 @@ def cases() -> list[Case]:
         for method in ("joint", "random"):
             undying.append(Case("undying", images, 2, method))
             undying.append(Case("undying", images, 2, method, overlap=False))
-    return official + undying
+    others = [
+        Case("scattered", 1024, 1),
+        Case("scattered", 1024, 2),
+        Case("scattered", 1024, 2, "random"),
+        Case("scattered", 1024, 2, "random", overlap=False),
+        Case("4096", 60000, 1),
+        Case("4096", 60000, 2),
+        Case("4096", 60000, 2, "joint"),
+    ]
+    return official + undying + others
 
 
 def peak_kib() -> int:
@@ -106,12 +117,14 @@ def work(folder: Path, case: Case) -> None:
     run = DistributedRun(
         ranks,
         _MODELS.get(case.network, str(folder / f"{case.network}.safetensors")),
-        str(folder / ("inputs16384.safetensors" if case.network == "16384" else _INPUTS)),
+        str(folder / f"inputs{case.network if case.network in _LARGE else '1024'}.safetensors"),
         partition=None if case.partition is None else parts,
         images=case.images,
         overlap=case.overlap,
     )
     repeats = _REPEATS if case.images > 1024 else max(_REPEATS, 4096 // case.images)
+    if case.ranks > machine().cores or case.network == "4096":
+        repeats = 3
     if case.network == "16384":
         repeats = 1
     seconds, phases = [], []
@@ -140,10 +153,9 @@ def prepare(folder: Path, mnist: Path) -> None:
     """Inputs, the undying network, and partitions, for all cases."""
     from sparsednn.datasets import graph_challenge_inputs, graph_challenge_network, load_mnist
     from sparsednn.formats import write_inputs, write_network
-    from sparsednn.partitioners import Options, make_partition
 
     images, _ = load_mnist(mnist, "train")
-    write_inputs(graph_challenge_inputs(1024, images), folder / "inputs.safetensors")
+    write_inputs(graph_challenge_inputs(1024, images), folder / "inputs1024.safetensors")
     official = graph_challenge_network(1024, _LAYERS)
     undying = SparseNetwork(
         [
@@ -154,32 +166,47 @@ def prepare(folder: Path, mnist: Path) -> None:
             for layer in official
         ]
     )  # fmt: skip
+    rng = np.random.default_rng(1)
+    scattered = SparseNetwork([_scattered(layer, rng) for layer in undying])
     write_network(undying, folder / "undying.safetensors")
+    write_network(scattered, folder / "scattered.safetensors")
     for ranks in (2, 4, 8):
-        for method, partitioner in (("joint", None), ("random", "random")):
-            made = make_partition(
-                official,
-                Options(ranks),
-                method="joint" if partitioner is None else "multiphase",
-                partitioner=partitioner,
-            )
-            made.save(folder / f"official.{method}.p{ranks}.npz")
+        for partitioner in (None, "random"):
+            made = _partition(official, ranks, partitioner)
+            name = f"{partitioner or 'joint'}.p{ranks}.npz"
+            made.save(folder / f"official.{name}")
             # The pattern is the same, so the partition is; it only has to name the network.
             meta = replace(made.meta, hash=undying.hash, network=undying.name)
-            type(made)(made.owners, made.parts, meta).save(
-                folder / f"undying.{method}.p{ranks}.npz"
-            )
+            Partition(made.owners, made.parts, meta).save(folder / f"undying.{name}")
+    _partition(scattered, 2, "random").save(folder / "scattered.random.p2.npz")
+    wide = graph_challenge_network(4096, _LAYERS)
+    write_inputs(graph_challenge_inputs(4096, images), folder / "inputs4096.safetensors")
+    _partition(wide, 2, None).save(folder / "4096.joint.p2.npz")
+
+
+def _partition(network: SparseNetwork, ranks: int, partitioner: str | None) -> Partition:
+    method = "joint" if partitioner is None else "multiphase"
+    return make_partition(network, Options(ranks), method=method, partitioner=partitioner)
+
+
+def _scattered(layer: SparseLayer, rng: np.random.Generator) -> SparseLayer:
+    """As many weights per row, in random columns."""
+    fan_in = layer.nnz // layer.n_out
+    columns = [np.sort(rng.permutation(layer.n_in)[:fan_in]) for _ in range(layer.n_out)]
+    return SparseLayer(
+        layer.indptr, np.concatenate(columns), layer.values, layer.n_in,
+        activation=layer.activation, check=False,
+    )  # fmt: skip
 
 
 def prepare_large(folder: Path, mnist: Path) -> None:
     """What `--memory` needs."""
     from sparsednn.datasets import graph_challenge_inputs, graph_challenge_network, load_mnist
     from sparsednn.formats import write_inputs
-    from sparsednn.partitioners import Options, make_partition
 
     network = graph_challenge_network(16384, _LAYERS)
     for ranks in (2, 4):
-        made = make_partition(network, Options(ranks), method="multiphase", partitioner="cyclic")
+        made = _partition(network, ranks, "cyclic")
         made.save(folder / f"16384.cyclic.p{ranks}.npz")
     images, _ = load_mnist(mnist, "train")
     write_inputs(graph_challenge_inputs(16384, images), folder / "inputs16384.safetensors")
@@ -234,7 +261,7 @@ def main() -> None:
                 prepare_large(folder, given.mnist)
             write(given.json, {"memory": measure_memory(folder)})
             return
-        if not (folder / "undying.random.p8.npz").exists():
+        if not (folder / "4096.joint.p2.npz").exists():
             prepare(folder, given.mnist)
         measure(folder, given)
 
