@@ -168,10 +168,7 @@ def infer_on_ranks(request: Request) -> Told | None:
             grid = None if request.grid is None else ProcessGrid.parse(request.grid)
             if world.rank == 0:
                 expected = request.check_files()
-        # The same on all ranks, as their threads meet each other; nodes may have other cores.
-        least = np.array([request.threads or threads_per_rank(world)], np.int64)
-        world.allreduce(least, "min")
-        threads = int(least[0])
+        threads = request.threads or threads_per_rank(world)
         limit_threads(threads)
         run = DistributedRun(
             world,
