@@ -32,11 +32,7 @@ _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
 class Calls(NamedTuple):
-    """Addresses of MPI functions, and handles, for one communicator.
-
-    `statuses` is the address of room for `most` MPI_Status; it and the communicator must outlive
-    this.
-    """
+    """Addresses of MPI functions, and handles, for one communicator, which must outlive this."""
 
     startall: int
     waitall: int

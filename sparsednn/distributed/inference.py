@@ -83,8 +83,6 @@ class DistributedResult:
         tile.
     seconds
         ``(layers, 4)`` by `kernels.linked.PHASES`, the largest of all ranks; zeros where M = 1.
-    columns
-        Columns of a tile; 0 where M = 1.
     trace
         Chrome trace on rank 0, if it was asked for.
     """
@@ -118,7 +116,8 @@ class DistributedRun:
         Of each rank; the smallest that a rank gives, and 1 where MPI may be called by one thread
         only.
     drop, overlap
-        See `compiled.CompiledPlan`.
+        See `compiled.CompiledPlan`. Where M = 1 there is nothing to send: columns are dropped, and
+        neither matters. The reference engine knows `drop` only.
     outputs
         Whether `run` will be given a sink.
     trace
@@ -129,7 +128,11 @@ class DistributedRun:
     name, neurons, depth, edges, n_out, n_images
         Of the network (`neurons`: of its widest layer) and of the inputs.
     shape
-        The grid.
+        The grid, ``(D, M)``.
+    threads, columns
+        Threads of each rank; columns of a tile (0 without the compiled engine of M > 1 ranks).
+    read_seconds, prepare_seconds
+        The longest of all ranks: loading network and inputs; planning, packing, compiling.
 
     Raises
     ------
