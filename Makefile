@@ -12,6 +12,9 @@ INSTALL := $(BIN)/python -m pip install --quiet
 demo: $(VENV)/.run
 	$(BIN)/sparsednn doctor
 	$(BIN)/sparsednn demo
+	# The same network on two ranks: divided by a partition, run over MPI, words counted.
+	$(BIN)/sparsednn partition graph-challenge:1024-120 --parts 2 --effort quick -o $(VENV)/demo.p2.npz
+	$(BIN)/sparsednn infer graph-challenge:1024-120 --inputs digits:1024 --partition $(VENV)/demo.p2.npz --ranks 2
 
 test: $(VENV)/.dev
 	$(BIN)/pytest

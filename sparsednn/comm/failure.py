@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,9 @@ from sparsednn.comm.mpi import load_mpi
 from sparsednn.errors import SparseDNNError
 
 __all__ = ["abort", "together"]
+
+#: Seconds that a launcher is given to forward the line that says why.
+_FORWARDING = 0.5
 
 
 @contextmanager
@@ -126,5 +130,7 @@ def abort(comm: Communicator, error: BaseException, code: int) -> NoReturn:
     with suppress(Exception):
         sys.stderr.write(f"sparsednn: error: {line}\n")  # one write: other ranks may write, too
         sys.stderr.flush()
+    # The launcher forwards what it reads until it hears of the end; on a busy machine that is late.
+    time.sleep(_FORWARDING)
     load_mpi().COMM_WORLD.Abort(code)
     os._exit(code)  # MPI_Abort does not return; if one does, nothing may go on here
