@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -264,6 +264,11 @@ class NetworkDigest:
         return self._digest.hexdigest()
 
 
+def bytes_once(arrays: Iterable[NDArray[Any]]) -> int:
+    """Bytes of arrays of which some may be the same one; that counts once."""
+    return sum({array.ctypes.data: array.nbytes for array in arrays if array.size}.values())
+
+
 class SparseNetwork(Sequence[SparseLayer]):
     """A chain of layers; behaves as a sequence of `SparseLayer`.
 
@@ -310,13 +315,11 @@ class SparseNetwork(Sequence[SparseLayer]):
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays of all layers take; what layers share counts once."""
-        sizes = {
-            array.ctypes.data: array.nbytes
+        return bytes_once(
+            array
             for layer in self.layers
             for array in (layer.indptr, layer.indices, layer.values, layer.bias)
-            if array.size
-        }
-        return sum(sizes.values())
+        )
 
     @cached_property
     def droppable_from(self) -> int:

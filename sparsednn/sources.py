@@ -8,6 +8,7 @@ layers). Inputs by name: ``graph-challenge:1024`` (needs MNIST), ``digits:1024``
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,10 @@ from sparsednn.network import NetworkSummary, SparseNetwork
 if TYPE_CHECKING:
     from sparsednn.formats import ReadOptions
 
-__all__ = ["load_inputs", "load_network", "summarize"]
+__all__ = ["load_inputs", "load_network", "official_size", "summarize"]
 
-_DEFAULT_LAYERS = 120
+_OFFICIAL = re.compile(r"graph-challenge:([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_DEFAULT_LAYERS = 120  # of a name that does not tell
 
 
 def _is_path(text: str) -> bool:
@@ -87,6 +89,17 @@ def load_network(
         raise InputError(f"'{model}' has {depth} layers, --layers asks for {layers}")
     count = layers or (_number(depth, "layers", model) if dash else _DEFAULT_LAYERS)
     return graph_challenge_network(_number(neurons, "neurons", model), count)
+
+
+def official_size(model: str, layers: int | None) -> tuple[int, int] | None:
+    """Neurons and layers of a name like graph-challenge:1024-120, if it is one."""
+    named = _OFFICIAL.fullmatch(model)
+    if named is None or (layers is not None and layers < 1):
+        return None
+    depth = int(named[2]) if named[2] else None
+    if depth is not None and layers is not None and layers > depth:
+        return None
+    return int(named[1]), layers or depth or _DEFAULT_LAYERS
 
 
 def summarize(

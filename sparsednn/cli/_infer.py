@@ -18,6 +18,7 @@ from sparsednn.cli._ranks import on_ranks
 from sparsednn.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
+    from sparsednn.distributed import DistributedResult, DistributedRun
     from sparsednn.formats import ReadOptions
     from sparsednn.inference import OutputSink
 
@@ -161,7 +162,6 @@ def infer_on_ranks(request: Request) -> Told | None:
         from sparsednn.comm.grid import ProcessGrid
         from sparsednn.comm.threads import limit_threads, threads_per_rank
         from sparsednn.distributed import DistributedRun
-        from sparsednn.kernels.linked import PHASES
 
         expected = None
         with together(world, "checking the call"):
@@ -212,31 +212,38 @@ def infer_on_ranks(request: Request) -> Told | None:
             if fails:
                 raise SystemExit(4)
             return None
-        rate = run.n_images * run.edges / result.infer_seconds if result.infer_seconds else 0.0
-        return {
-            "network": run.name,
-            "neurons": run.neurons,
-            "layers": run.depth,
-            "edges": run.edges,
-            "images": run.n_images,
-            "ranks": world.size,
-            "grid": "x".join(map(str, run.shape)),
-            "threads": run.threads,
-            "kernel": run.kernel,
-            "seconds": {
-                "read": run.read_seconds,
-                "prepare": run.prepare_seconds,
-                "infer": result.infer_seconds,
-            },
-            "edges_per_second": rate,
-            "words_sent": result.words_sent,
-            "words_predicted": result.words_predicted,
-            "messages_sent": result.messages_sent,
-            "messages_predicted": result.messages_predicted,
-            "tile_columns": run.columns,
-            "layer_seconds": {
-                phase: result.seconds[:, index].tolist() for index, phase in enumerate(PHASES)
-            },
-            "categories": int(result.categories.size),
-            "truth": verdict,
-        }, difference
+        return _summary(run, result, verdict), difference
+
+
+def _summary(run: DistributedRun, result: DistributedResult, verdict: str | None) -> dict[str, Any]:
+    """What rank 0 tells of a run."""
+    from sparsednn.kernels.linked import PHASES
+
+    rate = run.n_images * run.edges / result.infer_seconds if result.infer_seconds else 0.0
+    return {
+        "network": run.name,
+        "neurons": run.neurons,
+        "layers": run.depth,
+        "edges": run.edges,
+        "images": run.n_images,
+        "ranks": run.world.size,
+        "grid": "x".join(map(str, run.shape)),
+        "threads": run.threads,
+        "kernel": run.kernel,
+        "seconds": {
+            "read": run.read_seconds,
+            "prepare": run.prepare_seconds,
+            "infer": result.infer_seconds,
+        },
+        "edges_per_second": rate,
+        "words_sent": result.words_sent,
+        "words_predicted": result.words_predicted,
+        "messages_sent": result.messages_sent,
+        "messages_predicted": result.messages_predicted,
+        "tile_columns": run.columns,
+        "layer_seconds": {
+            phase: result.seconds[:, index].tolist() for index, phase in enumerate(PHASES)
+        },
+        "categories": int(result.categories.size),
+        "truth": verdict,
+    }

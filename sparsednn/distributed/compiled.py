@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsednn.comm.compiled import calls_of, handles, mpi_error, status_bytes
 from sparsednn.distributed.layer import DistributedLayer
-from sparsednn.distributed.plan import ExchangePlan
+from sparsednn.distributed.plan import ExchangePlan, offsets
 from sparsednn.distributed.shard import NetworkShard
 from sparsednn.distributed.timing import Timing
 from sparsednn.errors import LaunchError, ShapeError
@@ -178,15 +178,15 @@ class CompiledPlan:
         sends = np.array([p.messages_sent for p in plans], np.int64)
         return Link(
             calls=calls,
-            receive_first=_offsets(receives),
+            receive_first=offsets(receives),
             receive_rank=_joined([p.receive_ranks for p in plans]),
             receive_row=_joined([p.receive_first[:-1] for p in plans]),
             receive_rows=_joined([np.diff(p.receive_first) for p in plans]),
-            send_first=_offsets(sends),
+            send_first=offsets(sends),
             send_rank=_joined([p.send_ranks for p in plans]),
             send_row=_joined([p.send_first[:-1] for p in plans]),
             send_rows=_joined([np.diff(p.send_first) for p in plans]),
-            pack_first=_offsets(np.array([p.words_sent for p in plans], np.int64)),
+            pack_first=offsets(np.array([p.words_sent for p in plans], np.int64)),
             pack_rows=np.concatenate([p.send_rows for p in plans]),
             requests=handles(found),
             own_requests=np.zeros(max(1, most) * calls.handle_bytes, np.uint8),
@@ -299,12 +299,6 @@ def _views(
         int(rank): buffer[columns * int(first[i]) : columns * int(first[i + 1])]
         for i, rank in enumerate(ranks)
     }
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    result = np.zeros(counts.size + 1, np.int64)
-    np.cumsum(counts, out=result[1:])
-    return result
 
 
 def _joined(pieces: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -18,11 +18,10 @@ Must not know: plans, kernels, inputs.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,16 +46,13 @@ from sparsednn.network import (
     first_droppable,
 )
 from sparsednn.partitioners.partition import Partition
-from sparsednn.sources import load_network
+from sparsednn.sources import load_network, official_size
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
     from sparsednn.formats.options import ReadOptions
 
 __all__ = ["load_shard", "load_whole"]
-
-_OFFICIAL: Final = re.compile(r"graph-challenge:([0-9]{1,9})(?:-([0-9]{1,9}))?")
-_DEFAULT_LAYERS: Final = 120  # of a name that does not tell
 
 
 def load_shard(
@@ -227,18 +223,7 @@ def _kind(model: str, layers: int | None, bias: float | None, options: ReadOptio
         if detect_format(model) == "native" and is_native(read_header(Path(model))):
             return "native"
         return "other"
-    return "other" if _official_size(model, layers) is None else "official"
-
-
-def _official_size(model: str, layers: int | None) -> tuple[int, int] | None:
-    """Neurons and layers of a name like graph-challenge:1024-120, if it is one."""
-    named = _OFFICIAL.fullmatch(model)
-    if named is None or (layers is not None and layers < 1):
-        return None
-    depth = int(named[2]) if named[2] else None
-    if depth is not None and layers is not None and layers > depth:
-        return None
-    return int(named[1]), layers or depth or _DEFAULT_LAYERS
+    return "other" if official_size(model, layers) is None else "official"
 
 
 def _looked_at(
@@ -249,7 +234,7 @@ def _looked_at(
         case "native":
             return _native_outline(model, layers), []
         case "official":
-            neurons, count = _official_size(model, layers) or (0, 0)
+            neurons, count = official_size(model, layers) or (0, 0)
             made = graph_challenge_layers(neurons, count)
             return _hashed("official", graph_challenge_name(neurons, count), made), []
         case _:

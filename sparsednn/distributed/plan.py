@@ -20,7 +20,7 @@ from sparsednn.distributed.shard import LayerShard, NetworkShard
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["ExchangePlan", "exchange_plans", "plans_of_all", "wanted_columns"]
+__all__ = ["ExchangePlan", "exchange_plans", "offsets", "plans_of_all", "wanted_columns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +158,18 @@ def _assemble(
         plans.append(
             ExchangePlan(
                 send_ranks.astype(np.int64),
-                _first(asked[send_ranks, k]),
+                offsets(asked[send_ranks, k]),
                 np.searchsorted(owned, sent).astype(np.int32),
                 receive_ranks.astype(np.int64),
-                _first(receive_counts),
+                offsets(receive_counts),
                 columns,
             )
         )
     return plans
 
 
-def _first(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where items of these sizes begin, one behind another, and where the last ends."""
     result = np.zeros(counts.size + 1, np.int64)
     np.cumsum(counts, out=result[1:])
     return result

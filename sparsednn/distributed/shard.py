@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn.activations import Activation
-from sparsednn.network import SparseLayer, SparseNetwork
+from sparsednn.network import SparseLayer, SparseNetwork, bytes_once
 from sparsednn.partitioners.partition import Partition
 
 __all__ = ["LayerShard", "NetworkShard", "owned", "shard_network", "share_equal"]
@@ -121,13 +121,11 @@ class NetworkShard:
     @property
     def nbytes(self) -> int:
         """Bytes of the part's rows; what layers share counts once. Owners are not counted."""
-        sizes = {
-            array.ctypes.data: array.nbytes
+        return bytes_once(
+            array
             for layer in self.layers
             for array in (layer.rows, layer.indptr, layer.indices, layer.values, layer.bias)
-            if array.size
-        }
-        return sum(sizes.values())
+        )
 
     def __repr__(self) -> str:
         """Return name, part and how many of the weights it has."""

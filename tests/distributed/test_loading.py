@@ -11,10 +11,9 @@ import pytest
 from distributed.samples import network, partition
 
 from mpi_runs import MpiRuns
-from sparsednn.distributed.loading import _official_size
 from sparsednn.formats import write_network
 from sparsednn.formats._container import read_header
-from sparsednn.sources import load_network
+from sparsednn.sources import load_network, official_size
 
 HERE = Path(__file__).parent
 
@@ -25,7 +24,7 @@ def test_checks(mpi: MpiRuns, ranks: int) -> None:
 
 
 def test_the_name_of_an_official_network_means_the_usual_depth() -> None:
-    assert _official_size("graph-challenge:1024", None) == (1024, 120)
+    assert official_size("graph-challenge:1024", None) == (1024, 120)
     assert len(load_network("graph-challenge:1024")) == 120
 
 
