@@ -1,4 +1,4 @@
-"""Networks and inputs by recipe: RadiX-Net, the Graph Challenge, MNIST, digits.
+"""Networks and inputs by recipe: RadiX-Net, the Graph Challenge, topologies, MNIST, digits.
 
 Everything here is made or read, never stored: networks come out as `SparseLayer` and
 `SparseNetwork`, inputs as `InputSet`. Importing this package loads NumPy only; SciPy,
@@ -18,10 +18,12 @@ from sparsednn.datasets.graph_challenge import (
 from sparsednn.datasets.images import interpolate_images, square_side
 from sparsednn.datasets.mnist import is_original_mnist, load_mnist, read_idx
 from sparsednn.datasets.radixnet import radix_net, radix_net_layers
+from sparsednn.datasets.topologies import Topology, topology_layers, topology_network
 
 __all__ = [
     "OFFICIAL_LAYERS",
     "OFFICIAL_NONZEROS",
+    "Topology",
     "digits_images",
     "digits_inputs",
     "graph_challenge_inputs",
@@ -34,4 +36,6 @@ __all__ = [
     "radix_net_layers",
     "read_idx",
     "square_side",
+    "topology_layers",
+    "topology_network",
 ]

@@ -6,7 +6,7 @@ The NumPy definition here is the truth that every kernel is held against.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from sparsednn.errors import InputError
 
 __all__ = ["Activation"]
+
+Floating = TypeVar("Floating", bound=np.floating[Any])
 
 _KINDS: Final = ("identity", "relu", "clamped_relu", "sigmoid", "tanh", "softmax")
 
@@ -69,27 +71,26 @@ class Activation:
         """Return the written form, which `parse` reads back exactly."""
         return self.kind if self.limit is None else f"{self.kind}:{self.limit!r}"
 
-    def apply(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Apply to pre-activations of shape ``(neurons, batch)``; returns a new float32 array."""
+    def apply(self, z: NDArray[Floating]) -> NDArray[Floating]:
+        """Apply to pre-activations ``(neurons, batch)``; returns a new array of the same dtype."""
         match self.kind:
             case "identity":
                 return z.copy()
             case "relu":
-                return np.maximum(z, np.float32(0))
+                return np.asarray(np.maximum(z, z.dtype.type(0)))
             case "clamped_relu":
-                return np.clip(z, np.float32(0), np.float32(self.limit or 0.0))
+                return np.asarray(np.clip(z, z.dtype.type(0), z.dtype.type(self.limit or 0.0)))
             case "tanh":
-                return np.tanh(z)
+                return np.asarray(np.tanh(z))
             case "sigmoid":
                 # exp of a non-positive number only: no overflow for large |z|.
-                e: NDArray[np.float32] = np.exp(-np.abs(z))
-                one = np.float32(1)
-                return np.asarray(np.where(z >= 0, one, e) / (one + e), dtype=np.float32)
+                e = np.exp(-np.abs(z))
+                return np.asarray(np.where(z >= 0, z.dtype.type(1), e) / (1 + e), dtype=z.dtype)
             case _:  # softmax over the neurons of each column
                 if not z.size:
                     return z.copy()
                 e = np.exp(z - z.max(axis=0, keepdims=True))
-                return np.asarray(e / e.sum(axis=0, keepdims=True), dtype=np.float32)
+                return np.asarray(e / e.sum(axis=0, keepdims=True), dtype=z.dtype)
 
     def keeps_zero(self, bias: NDArray[np.float32]) -> bool:
         """Whether a column that is zero before the layer is zero behind it, given its bias.

@@ -1,8 +1,10 @@
 """From what a person types to objects: a MODEL or INPUTS argument is a path or a name.
 
 Networks by name: ``graph-challenge:1024-120`` (neurons-layers), ``graph-challenge:1024`` (120
-layers). Inputs by name: ``graph-challenge:1024`` (needs MNIST), ``digits:1024``, ``mnist:train``,
-``mnist:test``. Anything else is a path; a path wins over a name that looks the same.
+layers); to be trained, ``mlp:784-300-10@0.05`` and ``radixnet:784-1024x4-10`` (see
+`sparsednn.datasets.topologies`). Inputs by name: ``graph-challenge:1024`` (needs MNIST),
+``digits:1024``, ``mnist:train``, ``mnist:test``; those with labels are in
+`sparsednn.training.examples`. Anything else is a path; a path wins over a name that looks the same.
 """
 
 from __future__ import annotations
@@ -73,17 +75,19 @@ def load_network(
 
         return read_network(Path(model), layers=layers, bias=bias, options=options)
     kind, _, rest = model.partition(":")
-    if kind != "graph-challenge":
+    if kind not in ("graph-challenge", "mlp", "radixnet"):
         raise UnknownNameError(
-            f"'{model}': no such file, and no network of this name "
-            "(known: graph-challenge:NEURONS-LAYERS)"
+            f"'{model}': no such file, and no network of this name (known: "
+            "graph-challenge:NEURONS-LAYERS, mlp:WIDTH-WIDTH-…@DENSITY, radixnet:WIDTH-WIDTH-…)"
         )
     if bias is not None:
         raise UsageError(f"--bias does not apply to '{model}': its biases are part of it")
     if options is not None:
         options.refuse(model, "it is a network by name")
-    from sparsednn.datasets import graph_challenge_network
+    from sparsednn.datasets import graph_challenge_network, topology_network
 
+    if kind != "graph-challenge":
+        return topology_network(model, layers=layers)
     neurons, dash, depth = rest.partition("-")
     if dash and layers is not None and layers > _number(depth, "layers", model):
         raise InputError(f"'{model}' has {depth} layers, --layers asks for {layers}")

@@ -1,5 +1,6 @@
 """The communicator layer: MPI, counted. Knows arrays and ranks, nothing of networks."""
 
+from sparsednn.comm.alone import Alone
 from sparsednn.comm.communicator import Communicator
 from sparsednn.comm.failure import abort, together
 from sparsednn.comm.grid import ProcessGrid
@@ -8,6 +9,7 @@ from sparsednn.comm.neighbours import NeighbourExchange
 from sparsednn.comm.traffic import Traffic
 
 __all__ = [
+    "Alone",
     "Communicator",
     "NeighbourExchange",
     "ProcessGrid",

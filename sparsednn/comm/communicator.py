@@ -91,10 +91,11 @@ class Communicator:
         *,
         layer: int | None = None,
         tag: int = 0,
+        verb: str = "exchange",
     ) -> NeighbourExchange:
         """Plan messages between fixed buffers; see `NeighbourExchange`. Sends nothing yet."""
         self._check_tag(tag)
-        return NeighbourExchange(self, sends, receives, layer=layer, tag=tag)
+        return NeighbourExchange(self, sends, receives, layer=layer, tag=tag, verb=verb)
 
     def broadcast(self, array: Array, root: int = 0, *, layer: int | None = None) -> None:
         """Fill `array` on every rank with what it holds on `root`; in place."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["Calls", "calls_of", "handles", "mpi_error"]
+__all__ = ["Calls", "calls_of", "handles", "mpi_error", "no_calls"]
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -39,11 +39,14 @@ class Calls(NamedTuple):
     isend: int
     irecv: int
     allreduce: int
+    iallreduce: int
     wtime: int
     comm: int
     float32: int
     int32: int
     bitwise_or: int
+    add: int
+    in_place: int
     handle_bytes: int
 
 
@@ -101,13 +104,21 @@ def calls_of(comm: Communicator) -> Calls:
         isend=address("MPI_Isend"),
         irecv=address("MPI_Irecv"),
         allreduce=address("MPI_Allreduce"),
+        iallreduce=address("MPI_Iallreduce"),
         wtime=address("MPI_Wtime"),
         comm=_handle(comm.raw),
         float32=_handle(MPI.FLOAT),
         int32=_handle(MPI.INT32_T),
         bitwise_or=_handle(MPI.BOR),
+        add=_handle(MPI.SUM),
+        in_place=int(MPI.IN_PLACE),
         handle_bytes=int(MPI._sizeof(MPI.Request)),
     )
+
+
+def no_calls() -> Calls:
+    """Return addresses for a rank that is alone: nothing may be called, and nothing is."""
+    return Calls._make([0] * (len(Calls._fields) - 1) + [8])
 
 
 def mpi_error(code: int) -> str:
@@ -177,6 +188,21 @@ def _allreduce(
 
 
 @intrinsic
+def _iallreduce(
+    typing_context: Any,
+    function: Any,
+    source: Any,
+    target: Any,
+    count: Any,
+    kind: Any,
+    operation: Any,
+    comm: Any,
+    request: Any,
+) -> Any:
+    return types.int32(*[types.int64] * 8), _function(_I32, 7, (2,))
+
+
+@intrinsic
 def _wtime(typing_context: Any, function: Any) -> Any:
     return types.float64(types.int64), _function(ir.DoubleType(), 0)
 
@@ -199,5 +225,6 @@ startall: Callable[[int, int, int], int] = _startall
 waitall: Callable[[int, int, int, int], int] = _waitall
 transfer: Callable[[int, int, int, int, int, int, int, int], int] = _transfer
 allreduce: Callable[[int, int, int, int, int, int, int], int] = _allreduce
+iallreduce: Callable[[int, int, int, int, int, int, int, int], int] = _iallreduce
 wtime: Callable[[int], float] = _wtime
 copy: Callable[[int, int, int], None] = _copy

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from sparsednn import errors
+from sparsednn.comm.alone import Alone
 from sparsednn.comm.communicator import Communicator
 from sparsednn.comm.mpi import load_mpi
 from sparsednn.errors import SparseDNNError
@@ -57,6 +58,9 @@ def together(comm: Communicator, stage: str) -> Iterator[None]:
     would be waited for. KeyboardInterrupt and SystemExit are no failures of the stage and pass
     untouched; the other ranks then wait, until who catches them calls `abort`.
     """
+    if isinstance(comm, Alone):
+        yield
+        return
     own: Exception | None = None
     try:
         yield

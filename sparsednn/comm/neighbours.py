@@ -42,6 +42,8 @@ class NeighbourExchange:
         message. No rank sends to itself.
     layer
         What to count the traffic under.
+    verb
+        What else to count it under: "exchange", or "fold" for the reverse of one.
     tag
         MPI's tag, to tell apart exchanges that are under way between the same ranks.
 
@@ -59,7 +61,7 @@ class NeighbourExchange:
 
     __slots__ = (
         "_checked", "_comm", "_expected", "_freed", "_in_pieces", "_layer", "_started",
-        "messages", "nbytes", "requests", "words",
+        "_verb", "messages", "nbytes", "requests", "words",
     )  # fmt: skip
 
     words: int
@@ -75,8 +77,10 @@ class NeighbourExchange:
         *,
         layer: int | None,
         tag: int,
+        verb: str = "exchange",
     ) -> None:
         self._comm = comm
+        self._verb = verb
         self._layer = layer
         self._started = False
         self._checked = False
@@ -137,7 +141,7 @@ class NeighbourExchange:
                 request.Start()
         elif self.requests:
             load_mpi().Prequest.Startall(self.requests)
-        self._comm.traffic.count("exchange", self._layer, self.words, self.nbytes, self.messages)
+        self._comm.traffic.count(self._verb, self._layer, self.words, self.nbytes, self.messages)
 
     def finish(self) -> None:
         """Wait until all has come and the send buffers may be changed.

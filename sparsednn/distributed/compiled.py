@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.comm.compiled import calls_of, handles, mpi_error, status_bytes
+from sparsednn.comm.compiled import mpi_error
 from sparsednn.distributed.layer import DistributedLayer
-from sparsednn.distributed.plan import ExchangePlan, offsets
+from sparsednn.distributed.links import make_link, persistent_everywhere
+from sparsednn.distributed.plan import ExchangePlan
 from sparsednn.distributed.shard import NetworkShard
 from sparsednn.distributed.timing import Timing
 from sparsednn.errors import LaunchError, ShapeError
 from sparsednn.inputs import InputSet
 from sparsednn.kernels.cascade import run_cascade
-from sparsednn.kernels.cpu import aligned, in_threads, make_images, make_workspace
-from sparsednn.kernels.linked import PHASES, Link
-from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
+from sparsednn.kernels.cpu import in_threads, make_images, make_workspace
+from sparsednn.kernels.linked import Link
 from sparsednn.kernels.packing import PackedNetwork, pack_rows
 from sparsednn.kernels.sizes import make_tiling, most_pools, tile_columns
 from sparsednn.kernels.tiles import Tiling
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
 __all__ = ["CompiledPlan", "PackedShard"]
-
-#: Persistent requests of a rank; each takes some hundred bytes in the MPI library. Beyond, requests
-#: are made for each exchange.
-_MOST_PERSISTENT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +114,7 @@ class CompiledPlan:
         self.droppable_from = rows.droppable_from if drop else len(plans) + 1
         self.tiling = self._choose_tiling(plans, columns)
         self._stack = ExitStack()
-        requests = sum(plan.messages_sent + plan.receive_ranks.size for plan in plans)
-        # All ranks alike, or a persistent send would meet an immediate receive: legal, but untidy.
-        persistent = not group.any_rank(requests * threads > _MOST_PERSISTENT)
+        persistent = persistent_everywhere(plans, group, threads)
         self.links = [
             self._link(plans, persistent, overlap, events, stream) for stream in range(threads)
         ]
@@ -158,48 +152,15 @@ class CompiledPlan:
         """One stream's communicator, buffers and persistent requests."""
         comm = self.group.duplicate()
         self._stack.callback(comm.free)
-        columns, depth = self.tiling.columns, len(plans)
-        slack = LANES * MAX_VECTORS  # the last row is read in whole vectors
-        send = aligned((max(p.words_sent for p in plans) * columns + slack,), np.float32)
-        receive = aligned((max(p.words_received for p in plans) * columns + slack,), np.float32)
-        receive[:] = 0
-        found: list[Any] = []
-        for layer, plan in enumerate(plans if persistent else ()):
-            exchange = comm.neighbour_exchange(
-                _views(send, plan.send_ranks, plan.send_first, columns),
-                _views(receive, plan.receive_ranks, plan.receive_first, columns),
-                layer=layer,
-            )
-            self._stack.callback(exchange.free)
-            found += exchange.requests
-        most = max(p.messages_sent + p.receive_ranks.size for p in plans)
-        calls = calls_of(comm)
-        receives = np.array([p.receive_ranks.size for p in plans], np.int64)
-        sends = np.array([p.messages_sent for p in plans], np.int64)
-        return Link(
-            calls=calls,
-            receive_first=offsets(receives),
-            receive_rank=_joined([p.receive_ranks for p in plans]),
-            receive_row=_joined([p.receive_first[:-1] for p in plans]),
-            receive_rows=_joined([np.diff(p.receive_first) for p in plans]),
-            send_first=offsets(sends),
-            send_rank=_joined([p.send_ranks for p in plans]),
-            send_row=_joined([p.send_first[:-1] for p in plans]),
-            send_rows=_joined([np.diff(p.send_first) for p in plans]),
-            pack_first=offsets(np.array([p.words_sent for p in plans], np.int64)),
-            pack_rows=np.concatenate([p.send_rows for p in plans]),
-            requests=handles(found),
-            own_requests=np.zeros(max(1, most) * calls.handle_bytes, np.uint8),
-            statuses=np.zeros(max(1, most) * status_bytes(), np.uint8),
-            send=send,
-            receive=receive,
-            agreed=np.zeros(self.tiling.stride, np.int32),
-            counts=np.zeros((depth, 4), np.int64),
-            seconds=np.zeros((depth, len(PHASES)), np.float64),
-            events=np.zeros((events, 4), np.float64),
-            event_count=np.zeros(1, np.int64),
-            full=columns if persistent else 0,
-            overlap=int(overlap),
+        return make_link(
+            plans,
+            comm,
+            self.tiling.columns,
+            self._stack,
+            persistent=persistent,
+            words=self.tiling.stride,
+            overlap=overlap,
+            events=events,
             tag=stream,
         )
 
@@ -290,16 +251,3 @@ class CompiledPlan:
     def free(self) -> None:
         """Give requests and communicators back to MPI."""
         self._stack.close()
-
-
-def _views(
-    buffer: NDArray[np.float32], ranks: NDArray[np.int64], first: NDArray[np.int64], columns: int
-) -> dict[int, NDArray[np.float32]]:
-    return {
-        int(rank): buffer[columns * int(first[i]) : columns * int(first[i + 1])]
-        for i, rank in enumerate(ranks)
-    }
-
-
-def _joined(pieces: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate(pieces).astype(np.int64)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
     from sparsednn.comm.grid import ProcessGrid
 
-__all__ = ["LocalInputs", "distribute_inputs", "image_ranges"]
+__all__ = ["LocalInputs", "deal_inputs", "distribute_inputs", "image_ranges"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,30 +126,18 @@ def distribute_inputs(
     if owners is None:
         owners = np.zeros(n_features, np.int32)
     stage = f"loading {source}"
-    places = world.allgather(np.array([group, part], np.int64)).reshape(-1, 2).tolist()
-    features = Features(owners, parts)
     whole: InputSet | None = None
-    told: dict[str, Any] = {}
+    in_parts = None
     with together(world, stage):
         image_ranges(1, groups, group, step)  # refuses a step that is none
         if world.rank == 0:
-            told["in_parts"] = os.path.isfile(source) and readable_in_parts(source)
-            if not told["in_parts"]:
+            in_parts = os.path.isfile(source) and readable_in_parts(source)
+            if not in_parts:
                 whole = load_inputs(source, n_features=n_features, mnist=mnist, images=images)
                 _check_features(source, whole.n_features, n_features)
-                told |= _announced(whole, features, groups, step)
-    told = world.broadcast_json(told)
-    if not told["in_parts"]:
-        n_images = told["n_images"]
-        ranges = [image_ranges(n_images, groups, g, step) for g in range(groups)]
-        share = _Share(told, features, group, part)
-        if whole is None:
-            share.receive(world, told["blocks"][group])
-        else:
-            for g in range(groups):
-                theirs = {p: r for r, (its_group, p) in enumerate(places) if its_group == g}
-                _deal(whole, told["blocks"][g], _numbers(ranges[g]), features, world, theirs, share)
-        return LocalInputs(share.made(told["name"]), n_images, ranges[group])
+    if not world.broadcast_json(in_parts):
+        return deal_inputs(whole, world, grid, owners, part, step=step)
+    features = Features(owners, parts)
     with together(world, stage), closing(open_inputs(source)) as file:
         n_images = _image_count(source, file.n_images, images)
         _check_features(source, file.n_features, n_features)
@@ -158,6 +146,44 @@ def distribute_inputs(
         blocks = file.blocks(_numbers(own_ranges), own)
         mine = _collected(source, blocks, features, part)
     return LocalInputs(mine, n_images, own_ranges)
+
+
+def deal_inputs(
+    whole: InputSet | None,
+    world: Communicator,
+    grid: ProcessGrid,
+    owners: NDArray[np.int32],
+    part: int,
+    *,
+    step: int | None = None,
+) -> LocalInputs:
+    """Give every rank its images and features of a set that rank 0 of `world` has.
+
+    Parameters
+    ----------
+    whole
+        On rank 0; None elsewhere.
+    world, grid, owners, part, step
+        As for `distribute_inputs`. Collective: one allgather, one broadcast, and the messages
+        that are described there.
+    """
+    groups, parts = grid.shape
+    group = grid.coordinates[0]
+    places = world.allgather(np.array([group, part], np.int64)).reshape(-1, 2).tolist()
+    features = Features(owners, parts)
+    told = world.broadcast_json(
+        None if whole is None else _announced(whole, features, groups, step)
+    )
+    n_images = told["n_images"]
+    ranges = [image_ranges(n_images, groups, g, step) for g in range(groups)]
+    share = _Share(told, features, group, part)
+    if whole is None:
+        share.receive(world, told["blocks"][group])
+    else:
+        for g in range(groups):
+            theirs = {p: r for r, (its_group, p) in enumerate(places) if its_group == g}
+            _deal(whole, told["blocks"][g], _numbers(ranges[g]), features, world, theirs, share)
+    return LocalInputs(share.made(told["name"]), n_images, ranges[group])
 
 
 def _numbers(ranges: list[tuple[int, int]]) -> NDArray[np.int64]:

@@ -16,7 +16,14 @@ from sparsednn.activations import Activation
 from sparsednn.network import SparseLayer, SparseNetwork, bytes_once
 from sparsednn.partitioners.partition import Partition
 
-__all__ = ["LayerShard", "NetworkShard", "owned", "shard_network", "share_equal"]
+__all__ = [
+    "LayerShard",
+    "NetworkShard",
+    "owned",
+    "shard_network",
+    "share_equal",
+    "whole_shard",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,4 +195,17 @@ def shard_network(network: SparseNetwork, partition: Partition, part: int) -> Ne
         partition.parts,
         partition.owners,
         network.droppable_from,
+    )
+
+
+def whole_shard(network: SparseNetwork) -> NetworkShard:
+    """Return a network as the only part of a partition: everything belongs to one rank."""
+    sizes = (network.n_in, *(layer.n_out for layer in network))
+    owners = tuple(np.zeros(size, np.int32) for size in sizes)
+    layers = tuple(
+        LayerShard.of(layer, owned(mine, 0))
+        for layer, mine in zip(network, owners[1:], strict=True)
+    )
+    return NetworkShard(
+        network.name, network.hash, network.edges, layers, 0, 1, owners, network.droppable_from
     )

@@ -168,11 +168,16 @@ class Container:
 
 
 def write_container(
-    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+    *,
+    sync: bool = False,
 ) -> None:
     """Write an atomic file; the arrays go to the disk one by one, without a copy of all.
 
     Larger items go first whatever the order of `tensors`, so every array is aligned when mapped.
+    `sync` is that of `atomic_file`: not even a power cut can leave half a file.
     """
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # stable
     content: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -189,7 +194,7 @@ def write_container(
     # A name may come from a folder whose name is no Unicode: such letters become '?'.
     header = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
     header += b" " * (-len(header) % 8)
-    with atomic_file(path) as file:
+    with atomic_file(path, sync=sync) as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for name in order:

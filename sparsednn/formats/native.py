@@ -5,6 +5,8 @@ Layer i (from 0) is four tensors: ``layers.i.indptr`` (I64, ``n_out + 1``), ``.i
 ``format`` and ``format_version``, the network's ``name`` and ``hash``, and in ``layers`` a JSON
 list of each layer's n_out, n_in, nnz, activation, bias_min and bias_max: all that `summarize`
 tells, without touching a weight. A file without that metadata is taken for a dense checkpoint.
+Further tensors and metadata are left alone, so that a file can be a network and more; who writes
+one takes `pack` and `unpack`.
 Must not import numba or SciPy: ``sparsednn inspect`` has to be quick.
 """
 
@@ -26,7 +28,17 @@ from sparsednn.formats._container import Container, Header, read_header, write_c
 from sparsednn.formats._positioned import PositionedFile
 from sparsednn.network import LayerSummary, NetworkSummary, SparseLayer, SparseNetwork
 
-__all__ = ["FORMAT_NAME", "RowReader", "is_native", "read", "read_rows", "summarize", "write"]
+__all__ = [
+    "FORMAT_NAME",
+    "RowReader",
+    "is_native",
+    "pack",
+    "read",
+    "read_rows",
+    "summarize",
+    "unpack",
+    "write",
+]
 
 FORMAT_NAME: Final = "sparsednn-network"
 _VERSION: Final = "1"
@@ -61,7 +73,11 @@ def read(
     UsageError
         If `layers` is below 1.
     """
-    box = Container(Path(path))
+    return unpack(Container(Path(path)), layers=layers, check=check)
+
+
+def unpack(box: Container, *, layers: int | None = None, check: bool = True) -> SparseNetwork:
+    """Return the network of an open file; parameters and errors as for `read`."""
     described = _described(box.header)
     count = first_layers(box.path, len(described), layers)
     made = [_layer(box, i, described[i], check) for i in range(count)]
@@ -259,6 +275,11 @@ def write(network: SparseNetwork, path: str | os.PathLike[str]) -> None:
     FormatError
         If the file cannot be written.
     """
+    write_container(Path(path), *pack(network))
+
+
+def pack(network: SparseNetwork) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Return the tensors (the network's own arrays) and the metadata that `write` writes."""
     tensors: dict[str, NDArray[Any]] = {}
     described = []
     for i, layer in enumerate(network):
@@ -273,7 +294,7 @@ def write(network: SparseNetwork, path: str | os.PathLike[str]) -> None:
         "hash": network.hash,
         "layers": json.dumps(described, separators=(",", ":")),
     }
-    write_container(Path(path), tensors, metadata)
+    return tensors, metadata
 
 
 def _name(header: Header) -> str:

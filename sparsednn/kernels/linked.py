@@ -30,7 +30,18 @@ from sparsednn.kernels.microkernel import FIRST, LAST, WHOLE
 from sparsednn.kernels.packing import PackedNetwork
 from sparsednn.kernels.tiles import multiply_layer
 
-__all__ = ["AGREE", "COMPUTE", "PACK", "PHASES", "WAIT", "Link", "agree", "multiply_linked"]
+__all__ = [
+    "AGREE",
+    "COMPUTE",
+    "PACK",
+    "PHASES",
+    "WAIT",
+    "Link",
+    "agree",
+    "finish_exchange",
+    "multiply_linked",
+    "start_exchange",
+]
 
 #: Phases of a layer: columns of `Link.seconds`, and what events are.
 PHASES = ("pack", "compute", "wait", "agree")
@@ -115,8 +126,11 @@ def _post(
 
 
 @jit
-def _start(link: Link, layer: int, x: int, ldx: int, columns: int) -> int:
-    """Post the receives, pack the rows that others need, and start sending them."""
+def start_exchange(link: Link, layer: int, x: int, ldx: int, columns: int) -> int:
+    """Post the receives, pack the rows that others need, and start sending them.
+
+    `x` is the address of a tile ``(rows, ldx)``; returns MPI's error code.
+    """
     calls = link.calls
     persistent = columns == link.full
     receives = (link.receive_first[layer], link.receive_first[layer + 1])
@@ -153,8 +167,8 @@ def _start(link: Link, layer: int, x: int, ldx: int, columns: int) -> int:
 
 
 @jit
-def _finish(link: Link, layer: int, columns: int) -> int:
-    """Wait until everything of this layer has been sent and received."""
+def finish_exchange(link: Link, layer: int, columns: int) -> int:
+    """Wait until everything of this layer has been sent and received; returns MPI's error code."""
     calls = link.calls
     before = link.receive_first[layer] + link.send_first[layer]
     count = link.receive_first[layer + 1] + link.send_first[layer + 1] - before
@@ -188,13 +202,13 @@ def multiply_linked(
     """
     clock = link.calls.wtime
     begin = wtime(clock)
-    error = _start(link, layer, x, ldx, columns)
+    error = start_exchange(link, layer, x, ldx, columns)
     if error != 0:
         return error
     now = wtime(clock)
     _note(link, PACK, layer, begin, now)
     if link.overlap == 0:
-        error = _finish(link, layer, columns)
+        error = finish_exchange(link, layer, columns)
         if error != 0:
             return error
         begin, now = now, wtime(clock)
@@ -209,7 +223,7 @@ def multiply_linked(
     now = wtime(clock)
     _note(link, COMPUTE, layer, begin, now)
     if link.overlap != 0:
-        error = _finish(link, layer, columns)
+        error = finish_exchange(link, layer, columns)
         if error != 0:
             return error
         begin, now = now, wtime(clock)

@@ -177,6 +177,9 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
     filled
         uint8 per output row: set to 1 where a row is not all zero in this panel. 0 (no address):
         nobody wants to know.
+    base
+        None, or an address: then `weights` are int32 places in the float32 array that begins there
+        (the transposed product reads the weights where the forward product keeps them).
     """
 
     @intrinsic
@@ -197,13 +200,15 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
         hi: Any,
         alive: Any,
         filled: Any,
+        base: Any,
     ) -> Any:
         reals = [types.float32] * 2
-        signature = types.void(*[types.int64] * 11, *reals, types.int64, types.int64)
+        signature = types.void(*[types.int64] * 11, *reals, types.int64, types.int64, base)
+        indirect = isinstance(base, types.Integer)
 
         def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
             x, ldx, pattern, weights, order, n_cols, bias, targets = args[:8]
-            y, ldy, stage, lo, hi, alive, filled = args[8:]
+            y, ldy, stage, lo, hi, alive, filled, values = args[8:]
             fma = cgutils.get_or_insert_function(
                 b.module, ir.FunctionType(_VEC, [_VEC] * 3), f"llvm.fmuladd.v{LANES}f32"
             )
@@ -242,7 +247,12 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
                     for v in range(vectors):
                         _prefetch(b, b.add(ahead, _int64(_VEC_BYTES * v)))
                 for r in range(rows):
-                    weight = _splat(b, b.load(_at(b, first, _BYTES * r, _F32)))
+                    if indirect:
+                        slot = b.sext(b.load(_at(b, first, _BYTES * r, _I32)), _I64)
+                        one = b.load(_at(b, values, b.mul(slot, _int64(_BYTES)), _F32))
+                    else:
+                        one = b.load(_at(b, first, _BYTES * r, _F32))
+                    weight = _splat(b, one)
                     for v in range(vectors):
                         new = b.call(fma, [weight, loaded[v], b.load(sums[r][v])])
                         b.store(new, sums[r][v])

@@ -11,7 +11,7 @@ Weights are copied, never merged: rows that happen to have equal weights are sti
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ __all__ = [
     "PackedNetwork",
     "Rows",
     "bounds",
+    "divide",
     "pack",
     "pack_rows",
 ]
@@ -42,12 +43,13 @@ CLAMP, SIGMOID, TANH, SOFTMAX = 0, 1, 2, 3
 class Rows(NamedTuple):
     """Rows to be packed: CSR arrays, each row's bias and its place in the output, the activation.
 
-    A layer of a network is one of these; so is any part of its rows or columns.
+    A layer of a network is one of these; so is any part of its rows or columns. Values are weights
+    (float32), or int32 numbers that stand for weights: then what is packed says where each went.
     """
 
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     bias: NDArray[np.float32]
     target: NDArray[np.int32]
     code: int = CLAMP
@@ -74,7 +76,7 @@ class PackedNetwork(NamedTuple):
     pattern: NDArray[np.int32]
     target: NDArray[np.int32]
     bias: NDArray[np.float32]
-    weight: NDArray[np.float32]
+    weight: NDArray[Any]  # float32; or int32 places of weights, see `Rows`
     width: NDArray[np.int64]  # neurons of the input and behind each layer, (layers + 1,)
     code: NDArray[np.int64]  # activation code of each layer
     low: NDArray[np.float32]
@@ -89,10 +91,10 @@ class PackedNetwork(NamedTuple):
 @jit
 def _copy_weights(
     indptr: NDArray[np.int64],
-    values: NDArray[np.float32],
+    values: NDArray[Any],
     source: NDArray[np.int64],
     block_row: NDArray[np.int64],
-    weight: NDArray[np.float32],
+    weight: NDArray[Any],
 ) -> None:
     """Interleave the weights of each block's rows; `block_row` are offsets into `source`."""
     at = 0
@@ -149,7 +151,7 @@ class _Blocks(NamedTuple):
     pattern: NDArray[np.int32]
 
 
-def _plan(rows: Rows) -> _Blocks:
+def _plan(rows: Rows, most: int | None) -> _Blocks:
     if rows.target.size == 0:
         none = np.empty(0, np.int64)
         return _Blocks(none, none, none, none, np.empty(0, np.int32))
@@ -157,6 +159,12 @@ def _plan(rows: Rows) -> _Blocks:
     # Groups in the order of their first row, rows ascending within: neighbours stay neighbours.
     source = np.argsort(leader, kind="stable")
     leaders, sizes = np.unique(leader, return_counts=True)
+    if most is not None:
+        pieces = -(-sizes // most)
+        last = np.cumsum(pieces) - 1
+        rest = sizes - (pieces - 1) * most
+        leaders, sizes = np.repeat(leaders, pieces), np.full(int(pieces.sum()), most)
+        sizes[last] = rest
     cut = {int(size): _block_sizes(int(size)) for size in np.unique(sizes)}
     blocks_of = np.array([len(cut[int(size)]) for size in sizes], np.int64)
     block_size = np.concatenate([cut[int(size)] for size in sizes]).astype(np.int64)
@@ -192,7 +200,14 @@ def _layer_rows(layer: SparseLayer) -> Rows:
     return Rows(layer.indptr, layer.indices, layer.values, layer.bias, places, *limits)
 
 
-def pack_rows(parts: Iterable[Rows], width: Iterable[int], edges: int) -> PackedNetwork:
+def pack_rows(
+    parts: Iterable[Rows],
+    width: Iterable[int],
+    edges: int,
+    *,
+    dtype: type[np.float32] | type[np.int32] = np.float32,
+    group_rows: int | None = None,
+) -> PackedNetwork:
     """Arrange rows into blocks, each of `parts` like a layer of its own.
 
     Parameters
@@ -204,13 +219,17 @@ def pack_rows(parts: Iterable[Rows], width: Iterable[int], edges: int) -> Packed
         Kept as it is.
     edges
         Weights of all parts together.
+    dtype
+        Of the values.
+    group_rows
+        Cut groups into such of at most so many rows, for whoever divides groups among threads.
     """
-    weight = np.empty(edges, np.float32)
+    weight = np.empty(edges, dtype)
     plans: list[_Blocks] = []
     targets, biases, block_weights, limits = [], [], [], []
     at = 0
     for part in parts:
-        plan = _plan(part)
+        plan = _plan(part, group_rows)
         _copy_weights(
             read_only(part.indptr),
             read_only(part.values),
@@ -243,4 +262,30 @@ def pack_rows(parts: Iterable[Rows], width: Iterable[int], edges: int) -> Packed
         code=np.array(code, np.int64),
         low=np.array(low, np.float32),
         high=np.array(high, np.float32),
+    )
+
+
+def divide(packed: PackedNetwork, threads: int) -> PackedNetwork:
+    """Cut every part into `threads` consecutive ones of about equally many weights.
+
+    Part p becomes the parts ``p * threads`` to ``(p + 1) * threads - 1``, perhaps without groups;
+    arrays are shared.
+    """
+    if threads == 1:
+        return packed
+    length = np.diff(packed.group_pattern)
+    rows = packed.block_row[packed.group_block]
+    weights = np.zeros(length.size + 1, np.int64)
+    # A group costs its weights, and a little for itself: rows without weights are written, too.
+    np.cumsum(length * np.diff(rows) + 4, out=weights[1:])
+    first, last = weights[packed.layer_group[:-1]], weights[packed.layer_group[1:]]
+    share = np.arange(threads) / threads
+    targets = first[:, None] + (last - first)[:, None] * share
+    cuts = np.searchsorted(weights, targets.reshape(-1)).reshape(targets.shape)
+    cuts = np.clip(cuts, packed.layer_group[:-1, None], packed.layer_group[1:, None])
+    return packed._replace(
+        layer_group=np.append(cuts.reshape(-1), packed.layer_group[-1]),
+        code=np.repeat(packed.code, threads),
+        low=np.repeat(packed.low, threads),
+        high=np.repeat(packed.high, threads),
     )

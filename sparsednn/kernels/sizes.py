@@ -10,7 +10,7 @@ from sparsednn.kernels.tiles import Tiling
 from sparsednn.machine import Machine
 from sparsednn.network import SparseNetwork
 
-__all__ = ["choose_tiling", "make_tiling", "most_pools", "tile_columns"]
+__all__ = ["choose_tiling", "make_tiling", "most_pools", "row_stride", "tile_columns"]
 
 _LINE = 64  # bytes of a cache line
 #: Part of the cache that a tile's two layers may fill; the rest is for weights and the pools.
@@ -23,7 +23,7 @@ _POOL_SHARE = 1 / 16
 _POOL_LAYERS = 16  # so many layers have a pool each, behind them eight per doubling of the depth
 
 
-def _stride(columns: int) -> int:
+def row_stride(columns: int) -> int:
     """Row stride in elements: an odd number of cache lines that holds `columns`."""
     lines = -(-4 * columns // _LINE)
     return (lines | 1) * _LINE // 4
@@ -74,7 +74,7 @@ def make_tiling(columns: int, near: bool, droppable_from: int, layers: int, pool
     """Make the tiling for tiles of `columns` columns and at most so many pools."""
     return Tiling(
         columns=columns,
-        stride=_stride(columns),
+        stride=row_stride(columns),
         pool_stride=_pool_stride(columns),
         pool_of_layer=_pool_layers(max(1, droppable_from), layers, pools),
         keep=_KEEP_NEAR if near else _KEEP_FAR,
@@ -82,7 +82,7 @@ def make_tiling(columns: int, near: bool, droppable_from: int, layers: int, pool
 
 
 def _pool_stride(columns: int) -> int:
-    return _stride(2 * columns + LANES)
+    return row_stride(2 * columns + LANES)
 
 
 def choose_tiling(network: SparseNetwork, cpu: Machine, threads: int) -> Tiling:

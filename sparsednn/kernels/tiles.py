@@ -61,6 +61,7 @@ def multiply_layer(
     source_filled: NDArray[np.uint8],
     order: NDArray[np.int32],
     stage: int = WHOLE,
+    base: int | None = None,
 ) -> None:
     """One layer without its second activation pass: ``y = clamp(W x + b)`` on `columns` columns.
 
@@ -70,7 +71,7 @@ def multiply_layer(
     `source_filled` ``(n_in,)`` says which rows of `x` are not all zero (empty: all count as such),
     `filled` is the address of the same for `y` (0: not wanted). `order` ``(2, longest pattern)``
     has 0, 1, 2 … in its first row; the second is working space. `stage` is that of the
-    microkernel: FIRST leaves sums in `y`, which LAST goes on with.
+    microkernel: FIRST leaves sums in `y`, which LAST goes on with. `base`: see the microkernel.
     """
     go = np.int64(stage)
     skip = source_filled.size > 0
@@ -109,31 +110,31 @@ def multiply_layer(
                 t = target + 4 * row
                 if rows == 8:
                     if v == 3:
-                        _M83(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M83(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                     elif v == 2:
-                        _M82(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M82(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                     else:
-                        _M81(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M81(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                 elif rows == 4:
                     if v == 3:
-                        _M43(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M43(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                     elif v == 2:
-                        _M42(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M42(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                     else:
-                        _M41(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M41(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                 elif rows == 2:
                     if v == 3:
-                        _M23(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M23(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                     elif v == 2:
-                        _M22(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M22(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                     else:
-                        _M21(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                        _M21(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                 elif v == 3:
-                    _M13(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                    _M13(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                 elif v == 2:
-                    _M12(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                    _M12(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
                 else:
-                    _M11(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled)
+                    _M11(xs, ldx, p, w, o, n, b, t, ys, ldy, go, lo, hi, live, filled, base)
 
 
 @jit

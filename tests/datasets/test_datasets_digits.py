@@ -50,7 +50,15 @@ def test_sizes_that_do_not_work(neurons: int, message: str) -> None:
 
 def test_public_names_exist() -> None:
     public = {name for name in vars(sparsednn.datasets) if not name.startswith("_")}
-    modules = {"annotations", "digits", "graph_challenge", "images", "mnist", "radixnet"}
+    modules = {
+        "annotations",
+        "digits",
+        "graph_challenge",
+        "images",
+        "mnist",
+        "radixnet",
+        "topologies",
+    }
     assert public - modules == set(sparsednn.datasets.__all__)
 
 

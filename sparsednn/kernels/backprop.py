@@ -1,0 +1,400 @@
+"""Forward and backward pass of one tile through all layers of a rank, compiled.
+
+Who owns what: a rank has its rows of every W and the matching activations. A tile is some columns
+(images); all activations of the tile stay until the backward pass has used them, also those that
+were received. With E the expand of a layer (owned inputs → received inputs) and its transpose the
+fold, layer by layer (Demirci & Ferhatosmanoglu, arXiv 2104.11805):
+
+====================  ==============================================================
+forward               send owned inputs that others need; ``z = W_own x``; wait;
+                      ``z += W_recv E x``; ``y = f(z + b)``
+backward, delta = z'  ``t = W_recv^T delta``; send t back; ``s = W_own^T delta``;
+                      ``G = delta x^T`` at the stored weights, ``g_b = delta 1``;
+                      wait; ``s += fold of t``; ``delta of the layer before = s f'(y)``
+====================  ==============================================================
+
+The sums of gradients over data groups start as soon as a layer's are there (`Sums`), and travel
+during the layers before it. Weights lie as the forward product wants them (`packing`); the
+transposed product reads them there through a second packing that holds places instead of weights,
+so there is one copy of each weight. Gradients lie as the weights do.
+
+All threads of a rank's team run `forward` and `backward` together and `meet`; thread 0 talks to
+MPI. Every element is computed by one thread in a fixed order: results do not depend on threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsednn._jit import jit
+from sparsednn.comm.compiled import Calls, iallreduce, waitall, wtime
+from sparsednn.kernels.linked import Link, finish_exchange, start_exchange
+from sparsednn.kernels.microkernel import FIRST, LAST, WHOLE
+from sparsednn.kernels.packing import CLAMP, SIGMOID, TANH, PackedNetwork
+from sparsednn.kernels.sampled import sample_layer
+from sparsednn.kernels.team import meet
+from sparsednn.kernels.tiles import activate, multiply_layer
+
+__all__ = [
+    "PASSES",
+    "Passes",
+    "Sums",
+    "backward",
+    "forward",
+    "load_columns",
+    "start_sums",
+    "wait_for_sums",
+]
+
+#: What the time of a step goes into: columns of `Passes.seconds`.
+PASSES = ("forward", "forward wait", "backward", "sample", "backward wait", "sums wait")
+_FORWARD, _FORWARD_WAIT, _BACKWARD, _SAMPLE, _BACKWARD_WAIT, _SUMS_WAIT = range(6)
+#: Sums of a row over a batch go in so many lanes.
+_SUM_LANES = 8
+
+
+class Sums(NamedTuple):
+    """Sums of gradients over data groups: one message for each layer's weights, one for biases.
+
+    `calls` are those of the data groups' communicator; ``requests`` one handle for each.
+    """
+
+    calls: Calls
+    wanted: int  # 0: there is one data group
+    first: NDArray[np.int64]  # (layers + 2,): where in the gradient each message begins
+    requests: NDArray[np.uint8]
+    statuses: NDArray[np.uint8]
+
+
+class Passes(NamedTuple):
+    """A rank's layers, and the memory of one tile.
+
+    `net` has the parts of `kernels.linked` (three for each layer, each cut for the threads by
+    `packing.divide`), `back` two for each layer: the received, then the owned columns as rows, with
+    int32 places in ``net.weight``. ``code``, ``low``, ``high`` ``(layers,)`` are the activations.
+    ``activations`` holds a tile ``(width[l], stride)`` for each neuron layer at ``at[l]``;
+    ``received_row[l]`` is the first row of layer l in the expand's receive buffer. ``deltas``
+    ``(2, widest * stride)``, ``folded`` ``(most received * stride,)``; ``alive`` ``(threads, …)``,
+    ``order``: what `multiply_layer` wants. ``meeting`` and ``error`` are shared by the threads.
+    """
+
+    net: PackedNetwork
+    back: PackedNetwork
+    code: NDArray[np.int64]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    expand: Link
+    fold: Link
+    sums: Sums
+    activations: NDArray[np.float32]
+    at: NDArray[np.int64]
+    received_row: NDArray[np.int64]
+    deltas: NDArray[np.float32]
+    folded: NDArray[np.float32]
+    alive: NDArray[np.int32]
+    order: NDArray[np.int32]
+    meeting: NDArray[np.int64]
+    error: NDArray[np.int64]
+    seconds: NDArray[np.float64]  # (layers, PASSES), of thread 0
+    stride: int
+    threads: int
+
+
+@jit
+def load_columns(
+    indptr: NDArray[np.int64],
+    narrow: NDArray[np.uint16],
+    wide: NDArray[np.int32],
+    values: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    x: NDArray[np.float32],
+    rows: int,
+    ld: int,
+) -> None:
+    """Write the images `ids` into a tile ``(rows, ld)``; everything else there becomes zero."""
+    x[: rows * ld] = 0
+    stride = np.uint64(ld)
+    ones = values.size == 0
+    for c in range(ids.size):
+        column = np.uint64(c)
+        begin, end = np.uint64(indptr[ids[c]]), np.uint64(indptr[ids[c] + 1])
+        for k in range(begin, end):
+            feature = np.uint64(narrow[k]) if narrow.size else np.uint64(wide[k])
+            x[feature * stride + column] = np.float32(1) if ones else values[k]
+
+
+@jit
+def _clock(link: Link) -> float:
+    """MPI's clock; without MPI nothing is timed."""
+    return wtime(link.calls.wtime) if link.calls.wtime != 0 else 0.0
+
+
+@jit
+def _rows_of(rows: int, thread: int, threads: int) -> tuple[int, int]:
+    """Which rows are a thread's."""
+    return rows * thread // threads, rows * (thread + 1) // threads
+
+
+@jit
+def _exchanges(link: Link, layer: int) -> bool:
+    """Whether this rank sends or receives anything in a layer."""
+    receives = link.receive_first[layer + 1] - link.receive_first[layer]
+    return bool(receives + link.send_first[layer + 1] - link.send_first[layer] > 0)
+
+
+@jit
+def forward(p: Passes, columns: int, thread: int) -> None:
+    """Take the first `columns` columns of the input tile through all layers.
+
+    Softmax in the last layer is left to the loss. An error code of MPI is in ``error[0]``.
+    """
+    threads = p.threads
+    ld = p.stride
+    meeting = p.meeting.ctypes.data
+    alive = p.alive[thread].ctypes.data
+    nothing = np.empty(0, np.uint8)
+    base = p.activations.ctypes.data
+    for layer in range(p.code.size):
+        x, y = base + 4 * p.at[layer], base + 4 * p.at[layer + 1]
+        rows = p.net.width[layer + 1]
+        exchange = _exchanges(p.expand, layer)
+        begin = _clock(p.expand)
+        if exchange and thread == 0:
+            p.error[0] |= start_exchange(p.expand, layer, x, ld, columns)
+        multiply_layer(
+            p.net, 3 * layer * threads + thread, x, ld, y, ld, columns, alive, 0, nothing, p.order,
+            WHOLE,
+        )  # fmt: skip
+        multiply_layer(
+            p.net, (3 * layer + 1) * threads + thread, x, ld, y, ld, columns, alive, 0, nothing,
+            p.order, FIRST,
+        )  # fmt: skip
+        if exchange:
+            if thread == 0:
+                now = _clock(p.expand)
+                p.error[0] |= finish_exchange(p.expand, layer, columns)
+                p.seconds[layer, _FORWARD] += now - begin
+                begin = _clock(p.expand)
+                p.seconds[layer, _FORWARD_WAIT] += begin - now
+            meet(meeting, threads)
+            if p.error[0] != 0:
+                return
+            received = p.expand.receive.ctypes.data + 4 * columns * p.received_row[layer]
+            multiply_layer(
+                p.net, (3 * layer + 2) * threads + thread, received, columns, y, ld, columns,
+                alive, 0, nothing, p.order, LAST,
+            )  # fmt: skip
+        if p.code[layer] == SIGMOID or p.code[layer] == TANH:
+            meet(meeting, threads)
+            first, last = _rows_of(rows, thread, threads)
+            tile = p.activations[p.at[layer + 1] + first * ld :]
+            activate(tile, last - first, ld, columns, p.code[layer])
+        meet(meeting, threads)
+        if thread == 0:
+            p.seconds[layer, _FORWARD] += _clock(p.expand) - begin
+
+
+@jit
+def _bias_gradients(
+    net: PackedNetwork,
+    part: int,
+    delta: NDArray[np.float32],
+    ld: int,
+    columns: int,
+    out: NDArray[np.float32],
+    add: int,
+    scale: np.float32,
+) -> None:
+    """``g_b (+)= scale * sum of delta over the batch`` of the rows of a part, in `_SUM_LANES`."""
+    first = net.group_block[net.layer_group[part]]
+    last = net.group_block[net.layer_group[part + 1]]
+    lanes = np.empty(_SUM_LANES, np.float32)
+    for row in range(net.block_row[first], net.block_row[last]):
+        at = net.target[row] * ld
+        lanes[:] = 0
+        whole = columns // _SUM_LANES * _SUM_LANES
+        for c in range(0, whole, _SUM_LANES):
+            for i in range(_SUM_LANES):
+                lanes[i] += delta[at + c + i]
+        for c in range(whole, columns):
+            lanes[c - whole] += delta[at + c]
+        total = np.float32(0)
+        for i in range(_SUM_LANES):
+            total += lanes[i]
+        total *= scale
+        out[row] = out[row] + total if add != 0 else total
+
+
+@jit
+def _multiply_derivative(
+    s: NDArray[np.float32],
+    y: NDArray[np.float32],
+    first: int,
+    last: int,
+    code: int,
+    low: float,
+    high: float,
+) -> None:
+    """``s *= f'(y)`` for elements `first` to `last`; f' in terms of y = f(z), zero at kinks."""
+    one, zero = np.float32(1), np.float32(0)
+    if code == CLAMP:
+        if low == -np.inf and high == np.inf:
+            return
+        for i in range(first, last):
+            s[i] = s[i] if low < y[i] < high else zero
+    elif code == SIGMOID:
+        for i in range(first, last):
+            s[i] *= y[i] * (one - y[i])
+    elif code == TANH:
+        for i in range(first, last):
+            s[i] *= one - y[i] * y[i]
+
+
+@jit
+def _add_incoming(p: Passes, layer: int, s: NDArray[np.float32], columns: int) -> None:
+    """Add what has been folded back to the owned inputs, one message after another."""
+    places, first = p.expand.pack_rows, p.expand.pack_first[layer]
+    received = p.fold.receive
+    for row in range(p.expand.pack_first[layer + 1] - first):
+        at, source = np.int64(places[first + row]) * p.stride, row * columns
+        for c in range(columns):
+            s[at + c] += received[source + c]
+
+
+@jit
+def backward(
+    p: Passes,
+    columns: int,
+    thread: int,
+    out: NDArray[np.float32],
+    add: int,
+    scale: np.float32,
+    inputs: int,
+    last_tile: int,
+) -> None:
+    """Take ``deltas[0]`` back through all layers, and leave the gradients in `out`.
+
+    Parameters
+    ----------
+    p, columns, thread
+        As in `forward`, which has gone before with the same columns. ``deltas[0]`` has the gradient
+        with respect to z of the last layer, ``(own rows, stride)``, zero in the lanes behind the
+        columns.
+    out
+        Weights, then biases, in the order of ``net.weight`` and ``net.bias``; ``scale`` times the
+        gradients is stored there (add 0) or added (add 1). It may be the parameters themselves:
+        then this is a step of plain SGD.
+    inputs
+        Whether the gradient with respect to the inputs is wanted, too (1); it is left in
+        ``deltas[side]``, where side is the number of layers modulo 2.
+    last_tile
+        Whether gradients are complete behind this, and their sums over data groups may start (1).
+    """
+    threads, ld = p.threads, p.stride
+    meeting = p.meeting.ctypes.data
+    alive = p.alive[thread].ctypes.data
+    nothing = np.empty(0, np.uint8)
+    base = p.activations.ctypes.data
+    values = p.net.weight.ctypes.data
+    edges = p.net.weight.size
+    biases = out[edges:]
+    side = 0
+    for layer in range(p.code.size - 1, -1, -1):
+        delta, s = p.deltas[side], p.deltas[1 - side]
+        d = delta.ctypes.data
+        x = base + 4 * p.at[layer]
+        down = layer > 0 or inputs != 0
+        exchange = down and _exchanges(p.fold, layer)
+        begin = _clock(p.fold)
+        if exchange:
+            multiply_layer(
+                p.back, 2 * layer * threads + thread, d, ld, p.folded.ctypes.data, ld, columns,
+                alive, 0, nothing, p.order, WHOLE, values,
+            )  # fmt: skip
+            meet(meeting, threads)
+            if thread == 0:
+                p.error[0] |= start_exchange(p.fold, layer, p.folded.ctypes.data, ld, columns)
+        if down:
+            multiply_layer(
+                p.back, (2 * layer + 1) * threads + thread, d, ld, s.ctypes.data, ld, columns,
+                alive, 0, nothing, p.order, WHOLE, values,
+            )  # fmt: skip
+        if out.ctypes.data == values:
+            meet(meeting, threads)  # nobody reads these weights any more
+        now = _clock(p.fold)
+        if thread == 0:
+            p.seconds[layer, _BACKWARD] += now - begin
+        target = out.ctypes.data
+        for part in (3 * layer, 3 * layer + 1):
+            sample_layer(p.net, part * threads + thread, x, ld, d, ld, columns, target, add, scale)
+        _bias_gradients(p.net, 3 * layer * threads + thread, delta, ld, columns, biases, add, scale)
+        if _exchanges(p.expand, layer):
+            received = p.expand.receive.ctypes.data + 4 * columns * p.received_row[layer]
+            part = (3 * layer + 2) * threads + thread
+            sample_layer(p.net, part, received, columns, d, ld, columns, target, add, scale)
+            _bias_gradients(p.net, part, delta, ld, columns, biases, add, scale)
+        begin = _clock(p.fold)
+        if thread == 0:
+            p.seconds[layer, _SAMPLE] += begin - now
+        if exchange:
+            if thread == 0:
+                p.error[0] |= finish_exchange(p.fold, layer, columns)
+            meet(meeting, threads)
+            if p.error[0] != 0:
+                return
+            if thread == 0:
+                now = _clock(p.fold)
+                p.seconds[layer, _BACKWARD_WAIT] += now - begin
+                begin = now
+                _add_incoming(p, layer, s, columns)
+        meet(meeting, threads)
+        if thread == 0 and last_tile != 0 and p.sums.wanted != 0:
+            p.error[0] |= _start_sum(p.sums, layer, out)
+        if layer > 0:
+            first, last = _rows_of(p.net.width[layer], thread, threads)
+            y = p.activations[p.at[layer] :]
+            _multiply_derivative(
+                s, y, first * ld, last * ld, p.code[layer - 1], p.low[layer - 1], p.high[layer - 1]
+            )
+            meet(meeting, threads)
+        if thread == 0:
+            p.seconds[layer, _BACKWARD] += _clock(p.fold) - begin
+        side = 1 - side
+    if thread == 0 and last_tile != 0 and p.sums.wanted != 0:
+        p.error[0] |= _start_sum(p.sums, p.code.size, out)
+
+
+@jit
+def _start_sum(sums: Sums, message: int, gradient: NDArray[np.float32]) -> int:
+    """Start to add up one layer's gradients (message = layer), or all biases' (behind them)."""
+    calls = sums.calls
+    first, last = sums.first[message], sums.first[message + 1]
+    return iallreduce(
+        calls.iallreduce, calls.in_place, gradient.ctypes.data + 4 * first, last - first,
+        calls.float32, calls.add, calls.comm,
+        sums.requests.ctypes.data + calls.handle_bytes * message,
+    )  # fmt: skip
+
+
+@jit
+def wait_for_sums(p: Passes) -> int:
+    """Wait until the sums that `backward` has started are there; returns MPI's error code."""
+    calls = p.sums.calls
+    begin = wtime(calls.wtime)
+    error = waitall(
+        calls.waitall, p.code.size + 1, p.sums.requests.ctypes.data, p.sums.statuses.ctypes.data
+    )
+    p.seconds[0, _SUMS_WAIT] += wtime(calls.wtime) - begin
+    return error
+
+
+@jit
+def start_sums(p: Passes, gradient: NDArray[np.float32]) -> int:
+    """Start all sums at once: for a rank that has no image in this batch."""
+    error = 0
+    for layer in range(p.code.size - 1, -1, -1):
+        error |= _start_sum(p.sums, layer, gradient)
+    return error | _start_sum(p.sums, p.code.size, gradient)

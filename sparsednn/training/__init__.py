@@ -1,0 +1,1 @@
+"""Training: gradients, losses, optimizers, schedules and checkpoints of networks on ranks."""
