@@ -21,13 +21,13 @@ from sparsednn.network import NetworkSummary, SparseNetwork
 if TYPE_CHECKING:
     from sparsednn.formats import ReadOptions
 
-__all__ = ["load_inputs", "load_network", "official_size", "summarize"]
+__all__ = ["is_path", "load_inputs", "load_network", "official_size", "summarize"]
 
 _OFFICIAL = re.compile(r"graph-challenge:([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _DEFAULT_LAYERS = 120  # of a name that does not tell
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
     """Whether the text is meant as a path: it exists, or it could not be a name."""
     return os.path.exists(text) or ":" not in text or "/" in text.partition(":")[0]
 
@@ -70,7 +70,7 @@ def load_network(
     """
     if layers is not None and layers < 1:
         raise UsageError(f"--layers must be at least 1, found {layers}")
-    if _is_path(model):
+    if is_path(model):
         from sparsednn.formats import read_network
 
         return read_network(Path(model), layers=layers, bias=bias, options=options)
@@ -115,7 +115,7 @@ def summarize(
     check: bool = False,
 ) -> NetworkSummary:
     """Summarize a network, reading as little as its format allows; `check` reads everything."""
-    if _is_path(model):
+    if is_path(model):
         from sparsednn.formats import summarize_network
 
         return summarize_network(
@@ -151,7 +151,7 @@ def load_inputs(
     """
     if images is not None and images < 1:
         raise UsageError(f"--images must be at least 1, found {images}")
-    if _is_path(source):
+    if is_path(source):
         from sparsednn.formats import read_inputs
 
         inputs = read_inputs(Path(source), n_features=n_features)

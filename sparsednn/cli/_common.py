@@ -26,7 +26,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Path of a model file or folder, or a name such as graph-challenge:1024-120.",
+        help="Path of a model file or folder, or a name such as graph-challenge:1024-120, "
+        "mlp:784-300-100-10@0.05 (random, density 5%) or radixnet:784-1024x4-10.",
         show_default=False,
     ),
 ]

@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from sparsednn import __version__
-from sparsednn.cli import data, doctor, model, partition, prune, run
+from sparsednn.cli import data, doctor, model, partition, prune, run, train
 from sparsednn.errors import SparseDNNError
 
 __all__ = ["app", "main"]
@@ -85,6 +85,7 @@ app.command("partition")(partition.partition)
 app.command("evaluate")(partition.evaluate)
 app.command("hypergraph")(partition.hypergraph)
 app.command("infer")(run.infer)
+app.command("train")(train.train)
 app.add_typer(data.app, name="datasets")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(run.demo)

@@ -18,7 +18,7 @@ from sparsednn.partitioners.partition import Partition, PartitionMeta, read_part
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["grid_shape", "share_partition"]
+__all__ = ["broadcast_partition", "grid_shape", "share_partition"]
 
 
 def share_partition(world: Communicator, path: str | os.PathLike[str]) -> Partition:
@@ -33,6 +33,11 @@ def share_partition(world: Communicator, path: str | os.PathLike[str]) -> Partit
     with together(world, f"reading {path}"):
         if world.rank == 0:
             read = read_partition(path)
+    return broadcast_partition(world, read)
+
+
+def broadcast_partition(world: Communicator, read: Partition | None) -> Partition:
+    """Give all ranks a partition that rank 0 has (None elsewhere). Collective: two broadcasts."""
     head = None
     if read is not None:
         head = {

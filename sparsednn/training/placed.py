@@ -1,0 +1,130 @@
+"""`PlacedNetwork`: a rank's rows, its engine and its stepper, for one pattern and one partition.
+
+When the pattern changes (dynamic sparsity) or the partition does, there is a new one; what is kept
+is in the order of the shard's rows: parameters, and the optimizer's arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsednn.distributed.plan import exchange_plans, plans_of_all
+from sparsednn.distributed.shard import NetworkShard
+from sparsednn.errors import UsageError
+from sparsednn.training.engine import Engine, Layer
+from sparsednn.training.settings import Settings
+from sparsednn.training.stepper import Stepper
+
+if TYPE_CHECKING:
+    from sparsednn.comm.communicator import Communicator
+
+__all__ = ["KERNELS", "PlacedNetwork"]
+
+KERNELS = ("numba", "reference")
+
+
+class PlacedNetwork:
+    """What a rank trains with; collective over `group` and `across`, as are its methods.
+
+    Parameters
+    ----------
+    shard
+        The rank's rows with the weights to begin with.
+    slots
+        The optimizer's arrays by name, per layer in the order of the rows; None: all zero.
+    group, across
+        The ranks that share the neurons; the ranks of all data groups that have this part.
+    settings, kernel, threads
+        How to train.
+    columns
+        Images of a step in this data group, at most.
+
+    Attributes
+    ----------
+    plans
+        The messages of all layers.
+    forward_words, backward_words
+        Words that one image makes other ranks send to this one in a forward pass, and this one to
+        them in a backward pass.
+    """
+
+    def __init__(
+        self,
+        shard: NetworkShard,
+        slots: dict[str, list[Layer]] | None,
+        group: Communicator,
+        across: Communicator,
+        settings: Settings,
+        *,
+        kernel: str,
+        threads: int,
+        columns: int,
+    ) -> None:
+        self._shard, self._group, self._across = shard, group, across
+        alone = group.size == 1
+        self.plans = plans_of_all([shard])[0] if alone else exchange_plans(shard, group)
+        self._input_gradient = settings.input_gradient and not alone
+        self.engine = self._make_engine(kernel, threads, columns)
+        last = shard.layers[-1]
+        self.stepper = Stepper(
+            self.engine, group, across, rows=last.rows, n_out=last.n_out, loss=settings.loss,
+            optimizer=settings.optimizer, clip=settings.clip, threads=threads,
+        )  # fmt: skip
+        for name, layers in (slots or {}).items():
+            self.stepper.slots[name][:] = self.engine.flat(layers)
+        received = [plan.words_received for plan in self.plans]
+        self.forward_words = sum(received)
+        self.backward_words = sum(received if self._input_gradient else received[1:])
+
+    def _make_engine(self, kernel: str, threads: int, columns: int) -> Engine:
+        shared: dict[str, Any] = {"columns": columns, "input_gradient": self._input_gradient}
+        if kernel == "reference":
+            from sparsednn.training.reference import ReferenceEngine
+
+            return ReferenceEngine(self._shard, self.plans, self._group, self._across, **shared)
+        if kernel != "numba":
+            raise UsageError(f"--kernel is one of {', '.join(KERNELS)}: '{kernel}'")
+        from sparsednn.training.compiled import CompiledEngine
+
+        return CompiledEngine(
+            self._shard, self.plans, self._group, self._across, threads=threads, **shared
+        )
+
+    @property
+    def shard(self) -> NetworkShard:
+        """The rank's rows with the weights of now."""
+        layers = tuple(
+            replace(layer, values=values, bias=bias)
+            for layer, (values, bias) in zip(
+                self._shard.layers, self.engine.layers_of(self.engine.theta), strict=True
+            )
+        )
+        return replace(self._shard, layers=layers)
+
+    @property
+    def slots(self) -> dict[str, list[Layer]]:
+        """The optimizer's arrays of now, in the order of the rows."""
+        return {name: self.engine.layers_of(array) for name, array in self.stepper.slots.items()}
+
+    @property
+    def imbalance(self) -> float:
+        """Largest of a layer's imbalances: heaviest part over mean, less 1; collective."""
+        nnz = np.array([layer.nnz for layer in self._shard.layers], np.int64)
+        most, total = nnz.copy(), nnz.copy()
+        self._group.allreduce(most, "max")
+        self._group.allreduce(total)
+        ratio = most * self._group.size / np.maximum(total, 1)
+        return float(ratio.max()) - 1.0
+
+    def words_per_image(self) -> int:
+        """Words that one image costs the group in a forward pass; collective."""
+        words = np.array([self.forward_words], np.int64)
+        self._group.allreduce(words)
+        return int(words[0])
+
+    def free(self) -> None:
+        """Give everything back."""
+        self.engine.free()
