@@ -4,26 +4,29 @@
 
 A. Three square layers, relu between them, cross-entropy over the last, SGD with momentum 0.9, batch
    64: `--widths` × `--densities`. Ours on two threads, on one, and on two ranks with one thread
-   each, against PyTorch on two threads: dense weights times a mask, dense weights whose gradient is
-   masked, and `torch.sparse` weights, CSR and COO. Inputs are random numbers around ten prototypes,
-   ten classes, nothing is zero; all contenders start from the same weights and see the same batches,
-   and their first losses are compared: `losses agree` says if they computed the same.
+   each, against PyTorch on two threads: dense weights times a mask, dense weights whose gradient
+   is masked, and `torch.sparse` weights, CSR and COO. Inputs are random numbers around ten
+   prototypes, ten classes, nothing is zero; all contenders start from the same weights and see the
+   same batches, and their first losses are compared: `losses agree` says if they did the same.
 B. The Graph Challenge's topologies of 1024 and 4096 neurons, 120 layers, weights drawn anew, plain
-   SGD, batch 1 and 64: threads, ranks that share the neurons by a random and by the joint partition,
-   and ranks that share the images.
+   SGD, batch 1 and 64: threads, ranks that share the neurons by a random and by the joint
+   partition, and ranks that share the images. The backward pass goes through the first layer, too,
+   so that words are twice those of the forward pass.
 C. (`--mnist`) 784-1024-1024-10 with 5 % of the weights on MNIST, 10 epochs of ``sparsednn train``
    with two threads, and on two ranks: seconds and test accuracy of each epoch.
 
 Every contender is a process (`_rivals.py`), or as many as it has ranks; in each round all of a
 network take a turn of some seconds, one after the other. Those that fit in memory together stay
 between the rounds; others, and all on ranks, are started for each turn. Told are the median of the
-turns, the slowest and the fastest; and the peak memory while training, the whole process and
-beyond what it had when all libraries were imported (of the largest rank).
+turns, the slowest and the fastest; and the peak memory of the whole process (of the largest rank)
+while preparing and while training, and the latter beyond what it had when NumPy, SciPy and PyTorch
+or our modules were imported (compiled kernels are loaded later: about 60 MiB).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -36,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _rivals import Case
+from _contenders import Case
 from peak import fma_lanes_per_second
 
 from sparsednn.machine import machine
@@ -47,10 +50,8 @@ _SPARSE = ("sparse CSR", "sparse COO")
 _SECONDS = {"small": 2.0, "large": 8.0}  # of a turn
 _LARGE = 8192  # from this width on
 _LAYERS = 3
-_CLASSES, _BATCHES = 10, 10
 _AGREE = 2e-3  # relative difference of the first losses that sums in another order explain
 _SPARE = 1 << 30  # bytes of memory that nobody may have
-_MIB = 1 << 20
 
 
 # What is measured
@@ -88,7 +89,7 @@ def bytes_needed(case: Case, width: int, edges: int) -> int:
         case "sparse COO":  # the gradient of a layer is dense before the pattern is taken
             return 8 * width**2 + 80 * edges
         case _:
-            return 80 * edges
+            return 80 * edges * case.ranks
 
 
 def memory_available() -> int:
@@ -99,51 +100,10 @@ def memory_available() -> int:
 # Preparing
 
 
-def prepare(folder: Path, model: str, network: str) -> None:
-    """Write network and examples of a model, `network` being the name of the files."""
-    from sparsednn.datasets import graph_challenge_network, topology_network
-    from sparsednn.formats import write_network
-
-    if model.startswith("mlp:"):
-        made = topology_network(model)
-    else:
-        neurons, layers = (int(part) for part in model.partition(":")[2].split("-"))
-        made = drawn_anew(graph_challenge_network(neurons, layers))
-    write_network(made, folder / f"{network}.safetensors")
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, _CLASSES, 64 * _BATCHES)
-    inputs = rng.standard_normal((made.n_in, labels.size), np.float32)
-    inputs *= np.float32(0.5)
-    inputs += rng.standard_normal((made.n_in, _CLASSES), np.float32)[:, labels]
-    np.savez(folder / f"{network}.examples.npz", inputs=inputs, labels=labels)
-    print(json.dumps({"edges": made.edges}))
-
-
-def drawn_anew(official: Any) -> Any:
-    """The official pattern with weights to train: relu in hidden layers, no biases."""
-    from sparsednn import SparseLayer, SparseNetwork
-    from sparsednn.activations import Activation
-    from sparsednn.training.initial import initial_values
-
-    layers = []
-    for k, layer in enumerate(official):
-        activation = Activation("relu" if k + 1 < len(official) else "identity")
-        values = initial_values(
-            "auto", k, np.arange(layer.n_out), layer.indptr, layer.indices,
-            np.diff(layer.indptr), layer.n_out, layer.n_in, activation, 1,
-        )  # fmt: skip
-        layers.append(
-            SparseLayer(
-                layer.indptr, layer.indices, values, layer.n_in, activation=activation, check=False
-            )
-        )
-    return SparseNetwork(layers, name=official.name)
-
-
 def prepared(folder: Path, model: str) -> tuple[str, int]:
     """Files of a model, by a process of its own, whose memory goes with it: (name, edges)."""
     network = model.replace(":", "-").replace("@", "-")
-    command = [sys.executable, __file__, "--prepare", model, network, str(folder)]
+    command = [sys.executable, str(_RIVALS), "--prepare", str(folder), model, network]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return network, int(json.loads(done.stdout)["edges"])
 
@@ -210,14 +170,16 @@ class Rival:
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(seconds, file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            print(seconds, file=self._process.stdin, flush=True)
         return self._process.stdout.readline()
 
     def stop(self) -> None:
         if self._process is None:
             return
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._process = None
 
@@ -297,7 +259,7 @@ def compare(folder: Path, given: argparse.Namespace) -> Iterable[list[dict[str, 
                 for case in cases
                 if case not in fits
             ]
-            rival = max((r.get("images_per_second", 0.0) for r in rows if r["how"] in _MASKED))
+            rival = max(r.get("images_per_second", 0.0) for r in rows if r["how"] in _MASKED)
             for row in rows:
                 row |= {"width": width, "density": density, "edges": edges}
                 if rival and "images_per_second" in row:
@@ -333,7 +295,7 @@ def learn(folder: Path, mnist: Path, epochs: int) -> Iterable[list[dict[str, Any
             [
                 *(sys.executable, "-m", "sparsednn", "train", "mlp:784-1024-1024-10@0.05"),
                 *("--inputs", "mnist", "--validate", "mnist", "--mnist", str(mnist)),
-                *("--epochs", str(epochs), "--batch-size", "64", "--lr", "0.05"),
+                *("--epochs", str(epochs), "--batch-size", "64", "--lr", "0.2"),
                 *("--optimizer", "sgd", "--momentum", "0.9", "--schedule", "cosine"),
                 *("--checkpoint", str(run), "--json", *arguments),
             ],
@@ -343,9 +305,11 @@ def learn(folder: Path, mnist: Path, epochs: int) -> Iterable[list[dict[str, Any
         )
         lines = (run / "metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
-        for line in metrics:
+        before = 0.0
+        for line in metrics:  # their seconds count from the start
+            line["epoch_seconds"], before = line["seconds"] - before, line["seconds"]
             print(
-                f"| {how} | {line['epoch']} | {line['seconds']:.2f} "
+                f"| {how} | {line['epoch']} | {line['epoch_seconds']:.2f} "
                 f"| {line['images_per_second']:,.0f} | {line['loss']:.4f} "
                 f"| {line['train_accuracy']:.4f} | {line['test_accuracy']:.4f} |",
                 flush=True,
@@ -356,7 +320,8 @@ def learn(folder: Path, mnist: Path, epochs: int) -> Iterable[list[dict[str, Any
 def report(rows: Sequence[dict[str, Any]], against: str, key: str) -> None:
     print(
         f"\n| {rows[0]['network']} | batch | images/s | slowest – fastest | steps/s | {against} "
-        "| peak MiB | beyond imports | words/step | predicted | allreduced | losses agree, fall |"
+        "| peak MiB: preparing, training | beyond imports | words/step | predicted | allreduced "
+        "| losses agree, fall |"
     )
     print("| --- " * 12 + "|")
     for row in rows:
@@ -371,7 +336,8 @@ def report(rows: Sequence[dict[str, Any]], against: str, key: str) -> None:
         print(
             f"| {row['name']} | {row['batch']} | {row['images_per_second']:,.0f} "
             f"| {row['slowest']:,.0f} – {row['fastest']:,.0f} | {1 / row['seconds_per_step']:.3g} "
-            f"| {ratio} | {row['memory']['training_peak_mib']:,} | {row['beyond_imports_mib']:,} "
+            f"| {ratio} | {row['memory']['preparing_peak_mib']:,}, "
+            f"{row['memory']['training_peak_mib']:,} | {row['beyond_imports_mib']:,} "
             f"| {' | '.join(words)} | {row['losses_agree']}, {row['loss_falls']} |",
             flush=True,
         )
@@ -393,10 +359,6 @@ def numbers(kind: Any) -> Any:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--prepare"]:
-        model, network, folder = sys.argv[2:]
-        prepare(Path(folder), model, network)
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", type=numbers(str), default=["A", "B", "C"], help="such as A,B")
     parser.add_argument("--json", type=Path, help="write the figures here, too")

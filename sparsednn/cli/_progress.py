@@ -43,6 +43,7 @@ class Progress:
         self._period = _TERMINAL_PERIOD if self._terminal else period
         self._stage = ""
         self._shown_width = 0
+        self._printed = ""
         self._stage_start = self._last_report = self._last = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -78,13 +79,20 @@ class Progress:
             print(f"\r{line:<{self._shown_width}}", end="", file=self._stream, flush=True)
             self._shown_width = len(line)
         else:
-            print(line, file=self._stream, flush=True)
+            self._print(line)
 
     def log(self, text: str) -> None:
-        """Print a line where there is no terminal: what a log should have, however quick it is."""
-        if self._stream is not None and not self._terminal:
+        """Print a line where there is no terminal: what a log should have, however quick it is.
+
+        Nothing if it is the line that was printed last.
+        """
+        if self._stream is not None and not self._terminal and text != self._printed:
             self._last = time.monotonic()
-            print(text, file=self._stream, flush=True)
+            self._print(text)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+        self._printed = line
 
     def clear(self) -> None:
         """Make room for another line."""

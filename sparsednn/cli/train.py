@@ -330,25 +330,27 @@ def train(
         print_table(_rows(summary))
 
 
-def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """The table for people: without what was not asked for, or has not happened."""
-    alone = summary["ranks"] == 1
-    rows = []
-    for name, value in summary.items():
-        if value is None or (alone and name in _ON_RANKS):
-            continue
-        shown = name.replace("_", " ")
-        if isinstance(value, dict):
-            rows += [(f"seconds {key}", _shown(key, one)) for key, one in value.items()]
-        else:
-            rows.append((shown, _shown(name, value)))
-    return rows
-
-
+#: Of no interest without other ranks, or if nothing has happened.
 _ON_RANKS = (
     "grid", "words_sent", "words_predicted", "messages_sent", "allreduce_words",
-    "evaluation_words", "drift",
+    "evaluation_words", "pattern_words", "drift",
 )  # fmt: skip
+_IF_ANY = ("resumed_step", "test_images")
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The table for people: without what was not asked for, or has not happened."""
+    rows: list[tuple[str, str]] = []
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            rows += [(f"seconds {key}", _shown(key, one)) for key, one in value.items() if one]
+        elif not (
+            value is None
+            or (name in _ON_RANKS and summary["ranks"] == 1)
+            or (name in _IF_ANY and not value)
+        ):
+            rows.append((name.replace("_", " "), _shown(name, value)))
+    return rows
 
 
 def _shown(name: str, value: Any) -> str:

@@ -53,7 +53,14 @@ class Alone(Communicator):
         """Leave the array as it is."""
         self._check_rank(root, "broadcast: root")
 
-    def allreduce(self, array: Array, op: str = "sum", *, layer: int | None = None) -> None:
+    def allreduce(
+        self,
+        array: Array,
+        op: str = "sum",
+        *,
+        layer: int | None = None,
+        verb: str = "allreduce",
+    ) -> None:
         """Leave the array as it is."""
 
     def reduce_scatter(

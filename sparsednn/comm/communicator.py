@@ -108,10 +108,17 @@ class Communicator:
         last = (self.rank - root) % self.size == self.size - 1
         self._count("broadcast", layer, data, 0 if last else data.size, 1)
 
-    def allreduce(self, array: Array, op: str = "sum", *, layer: int | None = None) -> None:
+    def allreduce(
+        self,
+        array: Array,
+        op: str = "sum",
+        *,
+        layer: int | None = None,
+        verb: str = "allreduce",
+    ) -> None:
         """Combine the arrays of all ranks element by element; in place, the result on every rank.
 
-        `op` is "sum", "max", "min" or "or" (of the bits; the only one for bool, and not for
+        `verb` is what it is counted under. `op` is "sum", "max", "min" or "or" (of the bits; the only one for bool, and not for
         floats). Sums of floats depend on the number of ranks and on the library by rounding.
         """
         data = flat(array, "allreduce", written=True)
@@ -120,7 +127,7 @@ class Communicator:
             for piece in pieces(data, self.limit):
                 self.raw.Allreduce(load_mpi().IN_PLACE, [piece, kind], operation)
         words = -(-2 * data.size * (self.size - 1) // self.size)
-        self._count("allreduce", layer, data, words, 2 * (self.size - 1))
+        self._count(verb, layer, data, words, 2 * (self.size - 1))
 
     def reduce_scatter(
         self,

@@ -307,6 +307,10 @@ class CompiledEngine:
         """See `Engine.backward`."""
         p = self._passes
         columns = delta.shape[1]
+        if delta.shape != (self.n_rows, self._columns):
+            raise ShapeError(
+                f"delta has shape {delta.shape}, expected {(self.n_rows, self._columns)}"
+            )
         if rate is not None and (self.across.size > 1 or add or not last):
             raise ShapeError("a step of one tile alone can go into the weights at once")
         if not columns:
@@ -338,7 +342,7 @@ class CompiledEngine:
         words = np.diff(self._passes.sums.first)
         ranks = self.across.size
         self.across.traffic.count_layers(
-            "allreduce", -(-2 * words * (ranks - 1) // ranks), np.full(words.size, 2 * (ranks - 1)),
+            "gradient", -(-2 * words * (ranks - 1) // ranks), np.full(words.size, 2 * (ranks - 1)),
             4,
         )  # fmt: skip
 

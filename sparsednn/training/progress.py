@@ -154,7 +154,7 @@ class Progress:
         return (
             sum(traffic.words(verb) for verb in _VERBS),
             sum(traffic.messages(verb) for verb in _VERBS),
-            traffic.words("allreduce"),
+            traffic.words("gradient"),
         )
 
     def _count(self, words: str, *, messages: bool) -> None:

@@ -137,7 +137,7 @@ class ReferenceEngine:
 
     def finish_gradient(self) -> None:
         """See `Engine.finish_gradient`; here the sums are made at once."""
-        self.across.allreduce(self.gradient)
+        self.across.allreduce(self.gradient, verb="gradient")
 
     def input_gradients(self) -> NDArray[Any]:
         """See `Engine.input_gradients`."""

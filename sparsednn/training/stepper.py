@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DivergenceError", "Stepper"]
 
+#: Added to the norm, as PyTorch's ``clip_grad_norm_`` does, so that results can be compared.
+_TINY_NORM = 1e-6
+
 
 class DivergenceError(InputError):
     """The loss or the gradient is no number any more; raised on all ranks alike."""
@@ -165,7 +168,7 @@ class Stepper:
         norm = math.sqrt(float(square[0]))
         if not math.isfinite(norm):
             self._diverged("the norm of the gradient", norm, step, rate)
-        return min(1.0, self._clip / norm) if norm else 1.0
+        return min(1.0, self._clip / (norm + _TINY_NORM))
 
     def _check_loss(self, total: Score, step: int, rate: float) -> None:
         if not math.isfinite(total.loss):

@@ -195,20 +195,25 @@ class TrainingRun:
         FormatError
             If a checkpoint or the metrics cannot be written, on all ranks.
         """
+        self.run_until(self._steps_total, progress)
+        return self.progress.result(self._placed)
+
+    def run_until(self, step: int, progress: Callable[[Moment], None] | None = None) -> None:
+        """Train until so many steps are done in all; see `run`."""
         at = self.progress
         at.start()
-        while at.epoch < self.settings.epochs:
+        while at.epoch < self.settings.epochs and at.step < step:
             order = self._order(at.epoch)
-            while at.done < self.n_images:
+            while at.done < self.n_images and at.step < step:
                 batch = order[at.done : at.done + self.settings.batch_size]
                 self._step(batch)
                 if progress is not None and self.world.rank == 0:
                     progress(at.moment(self.settings.epochs, self._steps_total, self.n_images))
                 if self._every and at.step % self._every == 0 and at.done < self.n_images:
                     self._save()
-            self._end_epoch()
-            self._save()
-        return at.result(self._placed)
+            if at.done == self.n_images:
+                self._end_epoch()
+                self._save()
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the images of an epoch, in the order in which they come."""

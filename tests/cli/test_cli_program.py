@@ -48,6 +48,7 @@ HEAVY = (
         ["--help"],
         ["infer", "--help"],
         ["partition", "--help"],
+        ["train", "--help"],
         ["inspect", "net.safetensors"],
         ["inspect", "net.safetensors", "--json"],
         ["inspect", "neuron64", "--bias", "-0.1"],
@@ -139,7 +140,7 @@ def test_as_a_process(small: Program) -> None:
 def test_version_and_help(program: Program) -> None:
     assert program.ok("--version").out == f"sparsednn {__version__}\n"
     for command in ((), ("inspect",), ("convert",), ("infer",), ("datasets",), ("doctor",),
-                    ("partition",), ("evaluate",), ("hypergraph",)):  # fmt: skip
+                    ("partition",), ("evaluate",), ("hypergraph",), ("train",)):  # fmt: skip
         assert "Usage" in program.ok(*command, "--help").out
     assert "--kernel" in program.ok("infer", "-h").out
 
