@@ -159,14 +159,14 @@ class Ours:
     def told(self) -> dict[str, Any]:
         import numpy as np
 
-        sent = [self._traffic.words(verb) for verb in ("exchange", "fold", "allreduce")]
+        sent = [self._traffic.words(verb) for verb in ("exchange", "fold", "gradient")]
         counts = np.array([*sent, self._words], np.int64)
         self._world.allreduce(counts)
         told: dict[str, Any] = {"parameters": self.parameters}
         if self._case.ranks > 1:
             told["words_per_step"] = int(counts[0] + counts[1]) / self._steps
             told["words_predicted"] = int(counts[3])
-            told["allreduce_words_per_step"] = int(counts[2]) / self._steps
+            told["gradient_words_per_step"] = int(counts[2]) / self._steps
             told["pass_seconds"] = {
                 name: seconds / self._steps for name, seconds in self._engine.seconds.items()
             }

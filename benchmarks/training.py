@@ -192,7 +192,7 @@ class Rival:
         # Turns of a process that stays go on where the last one ended.
         last = self.turns[-1]
         memory = last["memory"]
-        kept = ("words_per_step", "words_predicted", "allreduce_words_per_step", "parameters")
+        kept = ("words_per_step", "words_predicted", "gradient_words_per_step", "parameters")
         return told | {
             "seconds_per_step": float(np.median(paces)),
             "images_per_second": self.case.batch / float(np.median(paces)),
@@ -320,7 +320,7 @@ def learn(folder: Path, mnist: Path, epochs: int) -> Iterable[list[dict[str, Any
 def report(rows: Sequence[dict[str, Any]], against: str, key: str) -> None:
     print(
         f"\n| {rows[0]['network']} | batch | images/s | slowest – fastest | steps/s | {against} "
-        "| peak MiB: preparing, training | beyond imports | words/step | predicted | allreduced "
+        "| peak MiB: preparing, training | beyond imports | words/step | predicted | gradients "
         "| losses agree, fall |"
     )
     print("| --- " * 12 + "|")
@@ -330,7 +330,7 @@ def report(rows: Sequence[dict[str, Any]], against: str, key: str) -> None:
             continue
         words = [
             f"{row[name]:,.0f}" if name in row else ""
-            for name in ("words_per_step", "words_predicted", "allreduce_words_per_step")
+            for name in ("words_per_step", "words_predicted", "gradient_words_per_step")
         ]
         ratio = f"{row[key]:.2f}" if key in row else ""
         print(

@@ -43,7 +43,6 @@ class Progress:
         self._period = _TERMINAL_PERIOD if self._terminal else period
         self._stage = ""
         self._shown_width = 0
-        self._printed = ""
         self._stage_start = self._last_report = self._last = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -79,20 +78,14 @@ class Progress:
             print(f"\r{line:<{self._shown_width}}", end="", file=self._stream, flush=True)
             self._shown_width = len(line)
         else:
-            self._print(line)
+            print(line, file=self._stream, flush=True)
 
     def log(self, text: str) -> None:
-        """Print a line where there is no terminal: what a log should have, however quick it is.
-
-        Nothing if it is the line that was printed last.
-        """
-        if self._stream is not None and not self._terminal and text != self._printed:
+        """Print a line that stays, however quick the work is."""
+        if self._stream is not None:
+            self.clear()
             self._last = time.monotonic()
-            self._print(text)
-
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
-        self._printed = line
+            print(text, file=self._stream, flush=True)
 
     def clear(self) -> None:
         """Make room for another line."""

@@ -230,9 +230,10 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
         if world.rank == 0 and request.resume:
             _note_resume(request, run)
         with Progress(period=_LOG_PERIOD) as progress:
-            follow = _Follow(progress)
-            result = run.run(follow if world.rank == 0 else None)
-            follow.end()
+            result = run.run(
+                lambda moment: progress.show(lambda: _moment_text(moment)),
+                lambda record: progress.log(_epoch_text(record, request.epochs)),
+            )
         network = None if request.output is None else run.network()
         with together(world, "writing the results"):
             if network is not None and request.output is not None:
@@ -240,7 +241,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
 
                 write_network(network, request.output)
             if world.rank == 0 and request.plot is not None:
-                _plot(request.plot, request.checkpoint, follow.records, result, run.name)
+                _plot(request.plot, request.checkpoint, result, run.name)
         run.free()
         return None if world.rank else _summary(request, run, result)
 
@@ -293,35 +294,6 @@ def _note_resume(request: Request, run: TrainingRun) -> None:
         note(f"{request.checkpoint}: no checkpoint there yet: training starts anew")
 
 
-class _Follow:
-    """Shows a training's moments; keeps the last one of each epoch, and writes it to a log."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last: Moment | None = None
-        self.records: list[dict[str, Any]] = []
-
-    def __call__(self, moment: Moment) -> None:
-        if self._last is not None and self._last.epoch != moment.epoch:
-            self.end()
-        self._last = moment
-        self._progress.show(lambda: _moment_text(moment))
-
-    def end(self) -> None:
-        """Tell the end of an epoch, if there was one."""
-        last = self._last
-        if last is not None:
-            self._progress.log(_moment_text(last))
-            self.records.append(
-                {
-                    "epoch": last.epoch + 1,
-                    "step": last.step,
-                    "loss": last.loss,
-                    "train_accuracy": last.accuracy,
-                }
-            )
-
-
 def _moment_text(moment: Moment) -> str:
     parts = [
         f"epoch {min(moment.epoch + 1, moment.epochs)} of {moment.epochs}: loss {moment.loss:.4g}"
@@ -334,23 +306,25 @@ def _moment_text(moment: Moment) -> str:
     return ", ".join(parts)
 
 
-def _plot(
-    path: Path,
-    folder: Path | None,
-    records: list[dict[str, Any]],
-    result: TrainingResult,
-    title: str,
-) -> None:
-    """Draw the curves: all that the metrics file has; else this run's, tested at the end only."""
+def _epoch_text(record: dict[str, Any], epochs: int) -> str:
+    """A line of metrics for people."""
+    parts = [f"epoch {record['epoch']} of {epochs}: loss {record['loss']:.4g}"]
+    for name, key in (("accuracy", "train_accuracy"), ("test accuracy", "test_accuracy")):
+        if record[key] is not None:
+            parts.append(f"{name} {record[key]:.2%}")
+    parts.append(f"{record['images_per_second']:,.0f} images/s")
+    if record["drift"] != 1.0:
+        parts.append(f"{record['drift']:.2f} times the words of the start")
+    return ", ".join(parts)
+
+
+def _plot(path: Path, folder: Path | None, result: TrainingResult, title: str) -> None:
+    """Draw the curves: all that the metrics file has; else this session's."""
     from sparsednn.training.curves import plot_curves
     from sparsednn.training.metrics import read_metrics
     from sparsednn.training.trainer import METRICS
 
-    if folder is not None:
-        records = read_metrics(folder / METRICS)
-    elif records:
-        tested = {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}
-        records = [*records[:-1], {**records[-1], **tested}]
+    records = result.records if folder is None else read_metrics(folder / METRICS)
     plot_curves(records, path, title=title)
 
 

@@ -118,8 +118,9 @@ class Communicator:
     ) -> None:
         """Combine the arrays of all ranks element by element; in place, the result on every rank.
 
-        `verb` is what it is counted under. `op` is "sum", "max", "min" or "or" (of the bits; the only one for bool, and not for
+        `op` is "sum", "max", "min" or "or" (of the bits; the only one for bool, and not for
         floats). Sums of floats depend on the number of ranks and on the library by rounding.
+        `verb` is what it is counted under.
         """
         data = flat(array, "allreduce", written=True)
         kind, operation = mpi_type(data, "allreduce"), _operation(op, data)

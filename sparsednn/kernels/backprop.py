@@ -30,12 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import jit
-from sparsednn.comm.compiled import Calls, iallreduce, waitall, wtime
+from sparsednn.comm.compiled import Calls, iallreduce, waitall
 from sparsednn.kernels.linked import Link, finish_exchange, start_exchange
 from sparsednn.kernels.microkernel import FIRST, LAST, WHOLE
 from sparsednn.kernels.packing import CLAMP, SIGMOID, TANH, PackedNetwork
 from sparsednn.kernels.sampled import sample_layer
-from sparsednn.kernels.team import meet
+from sparsednn.kernels.team import meet, seconds
 from sparsednn.kernels.tiles import activate, multiply_layer
 
 __all__ = [
@@ -98,6 +98,7 @@ class Passes(NamedTuple):
     order: NDArray[np.int32]
     meeting: NDArray[np.int64]
     error: NDArray[np.int64]
+    clock: NDArray[np.int64]  # (threads, 2): what `team.seconds` works with
     seconds: NDArray[np.float64]  # (layers, PASSES), of thread 0
     stride: int
     threads: int
@@ -127,12 +128,6 @@ def load_columns(
 
 
 @jit
-def _clock(link: Link) -> float:
-    """MPI's clock; without MPI nothing is timed."""
-    return wtime(link.calls.wtime) if link.calls.wtime != 0 else 0.0
-
-
-@jit
 def _rows_of(rows: int, thread: int, threads: int) -> tuple[int, int]:
     """Which rows are a thread's."""
     return rows * thread // threads, rows * (thread + 1) // threads
@@ -151,8 +146,8 @@ def forward(p: Passes, columns: int, thread: int) -> None:
 
     Softmax in the last layer is left to the loss. An error code of MPI is in ``error[0]``.
     """
-    threads = p.threads
-    ld = p.stride
+    threads, ld = p.threads, p.stride
+    clock = p.clock[thread]
     meeting = p.meeting.ctypes.data
     alive = p.alive[thread].ctypes.data
     nothing = np.empty(0, np.uint8)
@@ -161,7 +156,7 @@ def forward(p: Passes, columns: int, thread: int) -> None:
         x, y = base + 4 * p.at[layer], base + 4 * p.at[layer + 1]
         rows = p.net.width[layer + 1]
         exchange = _exchanges(p.expand, layer)
-        begin = _clock(p.expand)
+        begin = seconds(clock)
         if exchange and thread == 0:
             p.error[0] |= start_exchange(p.expand, layer, x, ld, columns)
         multiply_layer(
@@ -174,10 +169,10 @@ def forward(p: Passes, columns: int, thread: int) -> None:
         )  # fmt: skip
         if exchange:
             if thread == 0:
-                now = _clock(p.expand)
+                now = seconds(clock)
                 p.error[0] |= finish_exchange(p.expand, layer, columns)
                 p.seconds[layer, _FORWARD] += now - begin
-                begin = _clock(p.expand)
+                begin = seconds(clock)
                 p.seconds[layer, _FORWARD_WAIT] += begin - now
             meet(meeting, threads)
             if p.error[0] != 0:
@@ -194,7 +189,7 @@ def forward(p: Passes, columns: int, thread: int) -> None:
             activate(tile, last - first, ld, columns, p.code[layer])
         meet(meeting, threads)
         if thread == 0:
-            p.seconds[layer, _FORWARD] += _clock(p.expand) - begin
+            p.seconds[layer, _FORWARD] += seconds(clock) - begin
 
 
 @jit
@@ -294,6 +289,7 @@ def backward(
         Whether gradients are complete behind this, and their sums over data groups may start (1).
     """
     threads, ld = p.threads, p.stride
+    clock = p.clock[thread]
     meeting = p.meeting.ctypes.data
     alive = p.alive[thread].ctypes.data
     nothing = np.empty(0, np.uint8)
@@ -308,7 +304,7 @@ def backward(
         x = base + 4 * p.at[layer]
         down = layer > 0 or inputs != 0
         exchange = down and _exchanges(p.fold, layer)
-        begin = _clock(p.fold)
+        begin = seconds(clock)
         if exchange:
             multiply_layer(
                 p.back, 2 * layer * threads + thread, d, ld, p.folded.ctypes.data, ld, columns,
@@ -324,7 +320,7 @@ def backward(
             )  # fmt: skip
         if out.ctypes.data == values:
             meet(meeting, threads)  # nobody reads these weights any more
-        now = _clock(p.fold)
+        now = seconds(clock)
         if thread == 0:
             p.seconds[layer, _BACKWARD] += now - begin
         target = out.ctypes.data
@@ -336,7 +332,7 @@ def backward(
             part = (3 * layer + 2) * threads + thread
             sample_layer(p.net, part, received, columns, d, ld, columns, target, add, scale)
             _bias_gradients(p.net, part, delta, ld, columns, biases, add, scale)
-        begin = _clock(p.fold)
+        begin = seconds(clock)
         if thread == 0:
             p.seconds[layer, _SAMPLE] += begin - now
         if exchange:
@@ -346,7 +342,7 @@ def backward(
             if p.error[0] != 0:
                 return
             if thread == 0:
-                now = _clock(p.fold)
+                now = seconds(clock)
                 p.seconds[layer, _BACKWARD_WAIT] += now - begin
                 begin = now
                 _add_incoming(p, layer, s, columns)
@@ -361,7 +357,7 @@ def backward(
             )
             meet(meeting, threads)
         if thread == 0:
-            p.seconds[layer, _BACKWARD] += _clock(p.fold) - begin
+            p.seconds[layer, _BACKWARD] += seconds(clock) - begin
         side = 1 - side
     if thread == 0 and last_tile != 0 and p.sums.wanted != 0:
         p.error[0] |= _start_sum(p.sums, p.code.size, out)
@@ -383,11 +379,12 @@ def _start_sum(sums: Sums, message: int, gradient: NDArray[np.float32]) -> int:
 def wait_for_sums(p: Passes) -> int:
     """Wait until the sums that `backward` has started are there; returns MPI's error code."""
     calls = p.sums.calls
-    begin = wtime(calls.wtime)
+    clock = p.clock[0]
+    begin = seconds(clock)
     error = waitall(
         calls.waitall, p.code.size + 1, p.sums.requests.ctypes.data, p.sums.statuses.ctypes.data
     )
-    p.seconds[0, _SUMS_WAIT] += wtime(calls.wtime) - begin
+    p.seconds[0, _SUMS_WAIT] += seconds(clock) - begin
     return error
 
 

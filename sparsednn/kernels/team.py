@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
+from numpy.typing import NDArray
 
 from sparsednn._jit import intrinsic, jit
 
-__all__ = ["Team", "meet"]
+__all__ = ["Team", "meet", "seconds"]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _SPINS = 4096  # looks at the counter before the core is offered to others
@@ -58,6 +60,26 @@ def _offer_core(typing_context: Any) -> Any:  # pragma: no cover - compiled
         return b.call(function, [])
 
     return types.int32(), generate
+
+
+@intrinsic
+def _read_clock(typing_context: Any, address: Any) -> Any:  # pragma: no cover - compiled
+    """POSIX ``clock_gettime(CLOCK_MONOTONIC)``: seconds and nanoseconds, int64, to `address`."""
+    signature = types.int32(types.int64)
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_I32, [_I32, _I64.as_pointer()])
+        function = cgutils.get_or_insert_function(b.module, kind, "clock_gettime")
+        return b.call(function, [_I32(1), b.inttoptr(args[0], _I64.as_pointer())])
+
+    return signature, generate
+
+
+@jit
+def seconds(cell: NDArray[np.int64]) -> float:
+    """Time now in seconds, from some moment on; `cell` ``(2,)`` is working space."""
+    _read_clock(cell.ctypes.data)
+    return float(cell[0]) + 1e-9 * float(cell[1])
 
 
 @jit

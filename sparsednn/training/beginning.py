@@ -107,8 +107,6 @@ def begin(
                     f"{checkpoint.parent}: has a checkpoint: give --resume to go on with it, or "
                     "another folder"
                 )
-            if not found:
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if not world.any_rank(found):
         return _fresh(world, group, model, settings, partition, file, loading)
     with together(world, f"reading {checkpoint}"):

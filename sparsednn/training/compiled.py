@@ -211,6 +211,7 @@ class CompiledEngine:
             order=np.tile(np.arange(longest + 1, dtype=np.int32), (2, 1)),
             meeting=np.zeros(16, np.int64),
             error=np.zeros(1, np.int64),
+            clock=np.zeros((threads, 2), np.int64),
             seconds=np.zeros((len(plans), len(PASSES))),
             stride=ld,
             threads=threads,
@@ -362,7 +363,7 @@ class CompiledEngine:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of thread 0 in each kind of pass so far (zeros without MPI: it has the clock)."""
+        """Seconds of thread 0 in each kind of pass so far."""
         total = self._passes.seconds.sum(axis=0)
         return dict(zip(PASSES, total.tolist(), strict=True))
 

@@ -76,11 +76,13 @@ class TrainingResult:
     allreduce_words
         Words of gradients that were added up over data groups.
     evaluation_words, pattern_words
-        Words for the validation, and for changes of the pattern.
+        Words that the same exchanges have sent for the validation, and for changes of the pattern.
     drift
         Words of an image now over those with the first pattern (or the last new partition).
     pass_seconds
-        Where rank 0's time went (`kernels.backprop.PASSES`); empty for the reference kernel.
+        Where this rank's time went (`kernels.backprop.PASSES`); empty for the reference kernel.
+    records
+        What the metrics file has of each epoch of this session.
     """
 
     epochs: int
@@ -99,6 +101,7 @@ class TrainingResult:
     pattern_words: int
     drift: float
     pass_seconds: dict[str, float] = field(default_factory=dict, repr=False)
+    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 class Progress:
@@ -110,6 +113,8 @@ class Progress:
         All ranks.
     placed
         What is trained at first.
+    partition
+        Identifies the owners of the neurons: what words are compared with belongs to it.
     kept
         What `as_json` gave for the checkpoint that is resumed; None at the start.
 
@@ -121,10 +126,16 @@ class Progress:
         Scores of this epoch's images.
     words_at_start
         Words of an image in a forward pass, with the pattern that the partition was made for.
+    records
+        What `end_epoch` has returned so far.
     """
 
     def __init__(
-        self, world: Communicator, placed: PlacedNetwork, kept: dict[str, Any] | None
+        self,
+        world: Communicator,
+        placed: PlacedNetwork,
+        kept: dict[str, Any] | None,
+        partition: str,
     ) -> None:
         self._world = world
         words = placed.words_per_image()
@@ -132,7 +143,9 @@ class Progress:
         self.epoch, self.done = int(kept.get("epoch", 0)), int(kept.get("done", 0))
         self.step = int(kept.get("step", 0))
         self.running = Score(*kept.get("running", (0.0, 0, 0)))
-        self.words_at_start = int(kept.get("words_at_start", words))
+        self.partition = partition
+        same = kept.get("partition") == partition
+        self.words_at_start = int(kept["words_at_start"]) if same else words
         self._last: dict[str, Any] = dict(kept.get("last", {}))
         self._seconds = float(kept.get("seconds", 0.0))
         self._before = {name: int(kept.get("counts", {}).get(name, 0)) for name in _COUNTS}
@@ -140,6 +153,7 @@ class Progress:
         self._images = 0
         self._session = 0.0
         self._passes: dict[str, float] = {}
+        self.records: list[dict[str, Any]] = []
         self._rate = 0.0
         self._clock = time.perf_counter()
         self._seen = self._traffic()
@@ -213,7 +227,7 @@ class Progress:
         self.running = Score()
         self.done = 0
         counts = self._totals()
-        return {
+        record = {
             "epoch": self.epoch,
             "step": self.step,
             **self._last,
@@ -223,12 +237,14 @@ class Progress:
             "words_sent": counts["words"],
             "words_predicted": counts["predicted"],
         }
+        self.records.append(record)
+        return record
 
     @property
     def _speed(self) -> float:
         return self._images / self._session if self._session else 0.0
 
-    def moment(self, epochs: int, steps: int, images: int) -> Moment:
+    def moment(self, epochs: int, steps: int, images: int, *, labelled: bool) -> Moment:
         """Return what a progress line tells."""
         seen = max(1, self.running.images)
         speed = self._speed
@@ -239,7 +255,7 @@ class Progress:
             step=self.step,
             steps=steps,
             loss=self.running.loss / seen,
-            accuracy=self.running.correct / seen,
+            accuracy=self.running.correct / seen if labelled else None,
             images_per_second=speed,
             seconds_left=left / speed if speed else 0.0,
             rate=self._rate,
@@ -261,6 +277,7 @@ class Progress:
             "step": self.step,
             "running": [self.running.loss, self.running.correct, self.running.images],
             "words_at_start": self.words_at_start,
+            "partition": self.partition,
             "last": self._last,
             "seconds": self._seconds,
             "counts": self._totals(),
@@ -288,4 +305,5 @@ class Progress:
             pattern_words=counts["pattern"],
             drift=float(last.get("drift", 1.0)),
             pass_seconds=dict(self._passes),
+            records=list(self.records),
         )

@@ -11,6 +11,7 @@ resumed in the middle of an epoch goes on with the images that come next.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from sparsednn.comm.alone import Alone
 from sparsednn.comm.failure import together
 from sparsednn.comm.grid import ProcessGrid
 from sparsednn.distributed.partitions import grid_shape, share_partition
+from sparsednn.errors import FormatError
 from sparsednn.training.beginning import Beginning, begin
 from sparsednn.training.checkpoints import TrainingState, write_checkpoint
 from sparsednn.training.data import LocalExamples, share_examples
@@ -148,11 +150,12 @@ class TrainingRun:
         start = time.perf_counter()
         _warm_up(world, kernel)
         self._placed = self._place(began.shard, began.slots)
-        self.progress = Progress(world, self._placed, began.progress)
+        self.progress = Progress(world, self._placed, began.progress, _identity(self._partition))
         self.resumed_step = self.progress.step
         self._metrics: MetricsFile | None = None
         with together(world, "opening the metrics"):
             if folder is not None and world.rank == 0:
+                _make_folder(Path(folder))
                 self._metrics = MetricsFile(
                     Path(folder) / METRICS, self.resumed_step, fresh=began.progress is None
                 )
@@ -180,13 +183,17 @@ class TrainingRun:
 
     # Epochs ---------------------------------------------------------------------------------
 
-    def run(self, progress: Callable[[Moment], None] | None = None) -> TrainingResult:
+    def run(
+        self,
+        progress: Callable[[Moment], None] | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> TrainingResult:
         """Train until all epochs are done.
 
         Parameters
         ----------
-        progress
-            Called on rank 0 behind every step.
+        progress, on_epoch
+            Called on rank 0: behind every step; behind every epoch with its line of metrics.
 
         Raises
         ------
@@ -195,10 +202,15 @@ class TrainingRun:
         FormatError
             If a checkpoint or the metrics cannot be written, on all ranks.
         """
-        self.run_until(self._steps_total, progress)
+        self.run_until(self._steps_total, progress, on_epoch)
         return self.progress.result(self._placed)
 
-    def run_until(self, step: int, progress: Callable[[Moment], None] | None = None) -> None:
+    def run_until(
+        self,
+        step: int,
+        progress: Callable[[Moment], None] | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         """Train until so many steps are done in all; see `run`."""
         at = self.progress
         at.start()
@@ -208,12 +220,20 @@ class TrainingRun:
                 batch = order[at.done : at.done + self.settings.batch_size]
                 self._step(batch)
                 if progress is not None and self.world.rank == 0:
-                    progress(at.moment(self.settings.epochs, self._steps_total, self.n_images))
+                    progress(self._moment())
                 if self._every and at.step % self._every == 0 and at.done < self.n_images:
                     self._save()
             if at.done == self.n_images:
                 self._end_epoch()
+                if on_epoch is not None and self.world.rank == 0:
+                    on_epoch(self.progress.records[-1])
                 self._save()
+
+    def _moment(self) -> Moment:
+        return self.progress.moment(
+            self.settings.epochs, self._steps_total, self.n_images,
+            labelled=self._examples[0].labels is not None,
+        )  # fmt: skip
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the images of an epoch, in the order in which they come."""
@@ -297,6 +317,7 @@ class TrainingRun:
         self._replace(shard, own)
         self._examples = self._share_examples(shard)
         self.progress.words_at_start = self._placed.words_per_image()
+        self.progress.partition = _identity(self._partition)
 
     # State ----------------------------------------------------------------------------------
 
@@ -335,6 +356,21 @@ class TrainingRun:
             self._metrics.close()
         self._placed.free()
         self.grid.free()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(f"{folder}: cannot make this folder: {error.strerror}") from error
+
+
+def _identity(partition: Partition) -> str:
+    """Return a hash of who owns what."""
+    digest = hashlib.sha256(f"{partition.parts}".encode())
+    for owners in partition.owners:
+        digest.update(np.ascontiguousarray(owners, "<i4").data)
+    return digest.hexdigest()
 
 
 def _warm_up(world: Communicator, kernel: str) -> None:

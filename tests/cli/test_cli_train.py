@@ -15,7 +15,7 @@ from cli.cli_program import Outcome, Program, snapshot
 
 from mpi_runs import MpiRuns, require_mpi, run_session
 from sparsednn.cli._progress import Progress
-from sparsednn.cli._train import _Follow
+from sparsednn.cli._train import _epoch_text, _moment_text
 from sparsednn.formats import write_inputs
 from sparsednn.training import trainer
 from sparsednn.training.checkpoints import read_checkpoint
@@ -86,8 +86,8 @@ def test_digits_are_learned(program: Program) -> None:
     lines = done.err.splitlines()
     assert len(lines) == 10
     for number, line in enumerate(lines, 1):
-        says = rf"epoch {number} of 10: loss [\d.]+, accuracy [\d.]+%, [\d,]+ images/s"
-        assert re.fullmatch(says + ("" if number == 10 else r", about .* left"), line), line
+        says = rf"epoch {number} of 10: loss [\d.]+, accuracy [\d.]+%, test accuracy [\d.]+%"
+        assert re.fullmatch(says + r", [\d,]+ images/s", line), line
 
     tested = load_examples("digits", "test")
     write_inputs(tested.inputs, Path("test.npy"))
@@ -228,13 +228,20 @@ def test_progress_on_a_terminal_and_in_a_log(
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         with Progress(period=30.0) as progress:
-            follow = _Follow(progress)
             for step in range(1, 7):
                 now[0] += 20.0
                 accuracy = None if step > 3 else step / 10
-                follow(Moment((step - 1) // 3, 2, step, 6, 1 / step, accuracy, 4321.0, 9.0, 0.1))
-            follow.end()
-        assert [record["step"] for record in follow.records] == [3, 6]
+                moment = Moment((step - 1) // 3, 2, step, 6, 1 / step, accuracy, 4321.0, 9.0, 0.1)
+                progress.show(lambda moment=moment: _moment_text(moment))
+            record = {
+                "epoch": 2,
+                "loss": 0.25,
+                "train_accuracy": 0.5,
+                "test_accuracy": None,
+                "images_per_second": 4321.0,
+                "drift": 1.5,
+            }
+            progress.log(_epoch_text(record, 2))
         err = capsys.readouterr().err
         steps = [
             "epoch 1 of 2: loss 1, accuracy 10.00%, 4,321 images/s, about 9 s left",
@@ -244,10 +251,14 @@ def test_progress_on_a_terminal_and_in_a_log(
             "epoch 2 of 2: loss 0.2, 4,321 images/s, about 9 s left",
             "epoch 2 of 2: loss 0.1667, 4,321 images/s",
         ]
+        end = (
+            "epoch 2 of 2: loss 0.25, accuracy 50.00%, 4,321 images/s, "
+            "1.50 times the words of the start"
+        )
         if terminal:
-            assert [text.strip() for text in err.split("\r")] == ["", *steps, "", ""]
+            assert [text.strip() for text in err.split("\r")] == ["", *steps, "", end]
         else:
-            assert err.splitlines() == [steps[i] for i in (1, 2, 5)]
+            assert err.splitlines() == [*(steps[i] for i in (1, 3, 5)), end]
 
 
 # --- what it refuses ----------------------------------------------------------------------------
