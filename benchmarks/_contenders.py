@@ -324,7 +324,7 @@ def drawn_anew(official: SparseNetwork) -> SparseNetwork:
 
     from sparsednn import SparseLayer, SparseNetwork
     from sparsednn.activations import Activation
-    from sparsednn.training.initial import initial_values
+    from sparsednn.initial import initial_values
 
     layers = []
     for k, layer in enumerate(official):

@@ -10,7 +10,7 @@
 
 ``1024x4`` stands for four layers of neurons of that width, and ``#7`` at the end of any name is the
 seed (0 if it is not there) of pattern and weights. Hidden layers have relu, the last one has none;
-biases are 0; weights are those of `sparsednn.training.initial` ("auto"). A name means the same
+biases are 0; weights are those of `sparsednn.initial` ("auto"). A name means the same
 network, bit by bit, on every machine and with every version of NumPy.
 
 *Random patterns.* All rows of a layer have the same number of weights, and all columns, as far as
@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 
 from sparsednn.activations import Activation
 from sparsednn.errors import InputError, UnknownNameError, UsageError
+from sparsednn.initial import initial_values
 from sparsednn.network import SparseLayer, SparseNetwork
-from sparsednn.training.initial import initial_values
 
 __all__ = ["TOPOLOGIES", "Topology", "topology_layers", "topology_network"]
 

@@ -17,6 +17,7 @@ from sparsednn.comm.failure import together
 from sparsednn.distributed.loading import load_shard, load_whole
 from sparsednn.distributed.shard import NetworkShard, whole_shard
 from sparsednn.errors import InputError
+from sparsednn.initial import initial_values
 from sparsednn.partitioners.partition import Partition, PartitionMeta
 from sparsednn.sources import is_path, summarize
 from sparsednn.training.checkpoints import (
@@ -26,7 +27,6 @@ from sparsednn.training.checkpoints import (
     read_checkpoint,
 )
 from sparsednn.training.engine import Layer
-from sparsednn.training.initial import initial_values
 from sparsednn.training.settings import Settings
 from sparsednn.training.state import scatter_network
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsednn import initial
 from sparsednn.activations import Activation
 from sparsednn.errors import ShapeError, SparseDNNError, UsageError
-from sparsednn.training import initial
-from sparsednn.training.initial import initial_values
+from sparsednn.initial import initial_values
 
 RELU = Activation("relu")
 Array = np.ndarray[Any, Any]
@@ -214,11 +214,11 @@ def test_what_is_wrong_is_said(
 
 def test_import_loads_numpy_only() -> None:
     code = (
-        "import sys, sparsednn.training.initial; "
+        "import sys, sparsednn.initial; "
         "print(*{'numba', 'scipy', 'sklearn', 'mpi4py', 'torch'} & set(sys.modules), "
         "*[name for name in sys.modules if name.startswith('sparsednn.training.')])"
     )
     run = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == "sparsednn.training.initial"
+    assert run.stdout.strip() == "sparsednn.initial"
