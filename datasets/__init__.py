@@ -16,6 +16,7 @@ from sparsednn.datasets.graph_challenge import (
     graph_challenge_network,
 )
 from sparsednn.datasets.images import interpolate_images, square_side
+from sparsednn.datasets.labelled import load_labelled
 from sparsednn.datasets.mnist import is_original_mnist, load_mnist, read_idx
 from sparsednn.datasets.radixnet import radix_net, radix_net_layers
 from sparsednn.datasets.topologies import Topology, topology_layers, topology_network
@@ -31,6 +32,7 @@ __all__ = [
     "graph_challenge_network",
     "interpolate_images",
     "is_original_mnist",
+    "load_labelled",
     "load_mnist",
     "radix_net",
     "radix_net_layers",

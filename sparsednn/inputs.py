@@ -141,6 +141,21 @@ class InputSet:
             check=False,
         )
 
+    def pick(self, ids: NDArray[np.int64]) -> InputSet:
+        """Copy images by number, ``(m,)``, in any order; the caller has checked the range."""
+        counts = np.diff(self.indptr)[ids]
+        indptr = np.zeros(ids.size + 1, np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        places = np.arange(indptr[-1]) + np.repeat(self.indptr[ids] - indptr[:-1], counts)
+        return InputSet(
+            indptr,
+            self.indices[places],
+            None if self.values is None else self.values[places],
+            self.n_features,
+            name=self.name,
+            check=False,
+        )
+
     def to_scipy(self) -> csc_array:
         """Return the ``(features, images)`` matrix as a SciPy CSC array (float32)."""
         from scipy.sparse import csc_array

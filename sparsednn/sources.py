@@ -3,8 +3,8 @@
 Networks by name: ``graph-challenge:1024-120`` (neurons-layers), ``graph-challenge:1024`` (120
 layers); to be trained, ``mlp:784-300-10@0.05`` and ``radixnet:784-1024x4-10`` (see
 `sparsednn.datasets.topologies`). Inputs by name: ``graph-challenge:1024`` (needs MNIST),
-``digits:1024``, ``mnist:train``, ``mnist:test``; those with labels are in
-`sparsednn.training.examples`. Anything else is a path; a path wins over a name that looks the same.
+``digits:1024``, and those of `sparsednn.datasets.labelled`. Anything else is a path; a path wins
+over a name that looks the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _DEFAULT_LAYERS = 120  # of a name that does not tell
 
 def is_path(text: str) -> bool:
     """Whether the text is meant as a path: it exists, or it could not be a name."""
-    return os.path.exists(text) or ":" not in text or "/" in text.partition(":")[0]
+    named = text in ("digits", "mnist") or (":" in text and "/" not in text.partition(":")[0])
+    return os.path.exists(text) or not named
 
 
 def _number(text: str, what: str, name: str) -> int:
@@ -170,19 +171,18 @@ def _inputs_by_name(source: str, mnist: Path | None, images: int | None) -> Inpu
     from sparsednn import datasets
 
     kind, _, rest = source.partition(":")
+    # The first images of binary sets are made without the others where no labels are wanted.
     match kind:
         case "graph-challenge":
             pixels, _labels = datasets.load_mnist(mnist, "train")
             neurons = _number(rest.partition("-")[0], "neurons", source)
             return datasets.graph_challenge_inputs(neurons, pixels, limit=images)
-        case "digits":
+        case "digits" if rest not in ("", "train", "test"):
             return datasets.digits_inputs(_number(rest, "neurons", source), limit=images)
-        case "mnist" if rest in ("train", "test"):
-            pixels, _labels = datasets.load_mnist(mnist, "train" if rest == "train" else "test")
-            columns = pixels.reshape(len(pixels), -1).T
-            return InputSet.from_dense(columns / 255, name=source)
+        case "digits" | "mnist" if rest in ("", "train", "test"):
+            return datasets.load_labelled(source, mnist=mnist)[0]
         case _:
             raise UnknownNameError(
                 f"'{source}': no such file, and no inputs of this name (known: "
-                "graph-challenge:NEURONS, digits:NEURONS, mnist:train, mnist:test)"
+                "graph-challenge:NEURONS, digits, digits:NEURONS, mnist, mnist:train, mnist:test)"
             )

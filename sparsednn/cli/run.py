@@ -42,7 +42,7 @@ def infer(
             "--inputs",
             metavar="INPUTS",
             help="Path (.tsv, .npz, .npy, .safetensors) or a name: graph-challenge:1024 (needs "
-            "MNIST), digits:1024, mnist:train, mnist:test.",
+            "MNIST), digits:1024, digits:test, mnist:train, mnist:test.",
             show_default=False,
         ),
     ],

@@ -14,28 +14,19 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparsednn.errors import FormatError, InputError, ShapeError, UnknownNameError, UsageError
+from sparsednn.datasets.labelled import NAMED, Split
+from sparsednn.errors import FormatError, InputError, ShapeError, UsageError
 from sparsednn.formats._common import NOT_NUMPY, reading
 from sparsednn.inputs import InputSet
 from sparsednn.sources import load_inputs
 
 __all__ = ["Examples", "Split", "load_examples", "read_labels", "validation_of"]
 
-Split = Literal["train", "test"]
-
-_DIGITS_TEST: Final = 360  # of 1797
-_NAMED: Final = re.compile(
-    r"(?:(digits|mnist)(?::(train|test))?)|(digits|graph-challenge):([0-9]{1,9})"
-)
-_KNOWN: Final = (
-    "digits, digits:NEURONS, mnist, graph-challenge:NEURONS; digits:train, digits:test, "
-    "mnist:train, mnist:test"
-)
 _IDX_NAME: Final = re.compile(r".*([.-]idx[0-9].*|\.(idx|ubyte)(\.gz)?)")
 _TEXT: Final = (".txt", ".tsv", ".csv")
 
@@ -128,7 +119,7 @@ class Examples:
         if not 0 <= int(chosen.min()) <= int(chosen.max()) < self.n_images:
             raise InputError(f"{self.name}: an image is out of range for {self.n_images} images")
         return Examples(
-            _columns(self.inputs, chosen),
+            self.inputs.pick(chosen),
             None if self.labels is None else self.labels[chosen],
             None if self.values is None else self.values[:, chosen],
             self.name,
@@ -231,7 +222,7 @@ def validation_of(source: str) -> str | None:
     >>> validation_of("digits"), validation_of("mnist:train"), validation_of("mnist:test")
     ('digits', 'mnist:test', None)
     """
-    named = _NAMED.fullmatch(source)
+    named = NAMED.fullmatch(source)
     if _is_file(source) or named is None or named[2] == "test":
         return None
     return f"{named[1]}:test" if named[2] else source
@@ -354,61 +345,7 @@ def _from_files(source: str, labels: Path, n_features: int | None) -> Examples:
 
 
 def _by_name(source: str, split: Split | None, mnist: Path | None) -> Examples:
-    from sparsednn import datasets
+    from sparsednn.datasets.labelled import load_labelled
 
-    named = _NAMED.fullmatch(source)
-    if named is None:
-        raise UnknownNameError(
-            f"'{source}': no such file, and no examples of this name (known: {_KNOWN})"
-        )
-    base, part = named[1] or named[3], named[2] or split
-    if base == "digits":
-        pixels, labels = datasets.digits_images()
-        # Binary digits are made of all images together: no part of them can be made alone.
-        inputs = load_inputs(source) if named[4] else _grey(pixels, source)
-        examples = Examples(inputs, labels.astype(np.int64), None, source)
-        return examples if part is None else examples.subset(_digits_part(labels, part))
-    pixels, labels = datasets.load_mnist(mnist, "test" if part == "test" else "train")
-    if named[4]:
-        inputs = datasets.graph_challenge_inputs(int(named[4]), pixels)
-    else:
-        inputs = _grey(pixels, source)
-    return Examples(inputs, labels.astype(np.int64), None, source)
-
-
-def _digits_part(labels: NDArray[np.uint8], part: str) -> NDArray[np.int64]:
-    """Ids of the digits to train or to test with, ascending; each class gives its share (± 1)."""
-    # Raw numbers of the generator: NumPy keeps these the same for ever, `permutation` it may not.
-    shuffled = np.argsort(np.random.PCG64(0).random_raw(labels.size), kind="stable")
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Class after class, one in five goes to the test.
-    taken = np.diff(np.arange(labels.size + 1) * _DIGITS_TEST // labels.size) == 1
-    return np.sort(by_class[taken if part == "test" else ~taken]).astype(np.int64)
-
-
-# Inputs
-
-
-def _grey(images: NDArray[np.uint8], name: str) -> InputSet:
-    """Images ``(n, h, w)`` as columns of pixels / 255, row after row; black ones are not stored."""
-    flat = images.reshape(len(images), -1)
-    lit = flat != 0
-    indptr = np.concatenate([[0], np.cumsum(np.count_nonzero(lit, axis=1))])
-    features = np.nonzero(lit)[1].astype(np.uint16 if flat.shape[1] <= 2**16 else np.int32)
-    values = flat[lit] / np.float32(255)
-    return InputSet(indptr, features, values, flat.shape[1], name=name, check=False)
-
-
-def _columns(inputs: InputSet, ids: NDArray[np.int64]) -> InputSet:
-    """Copy some columns of an input set."""
-    counts = np.diff(inputs.indptr)[ids]
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    places = np.arange(indptr[-1]) + np.repeat(inputs.indptr[ids] - indptr[:-1], counts)
-    return InputSet(
-        indptr,
-        inputs.indices[places],
-        None if inputs.values is None else inputs.values[places],
-        inputs.n_features,
-        name=inputs.name,
-        check=False,
-    )
+    inputs, labels = load_labelled(source, split, mnist=mnist)
+    return Examples(inputs, labels, None, source)

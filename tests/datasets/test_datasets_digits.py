@@ -58,6 +58,7 @@ def test_public_names_exist() -> None:
         "mnist",
         "radixnet",
         "topologies",
+        "labelled",
     }
     assert public - modules == set(sparsednn.datasets.__all__)
 

@@ -8,7 +8,8 @@ many bytes of the file, before its fsync, before and after its renaming, while a
 After each kill: the launcher has ended with an error and nothing of it is left, the checkpoint can
 be read and is the last one that was written, the metrics are those of the undisturbed training. At
 the end network, optimizer and metrics must have the same bits as those of a training that nobody
-has disturbed. Options behind ``--`` go to ``sparsednn train``. Exit code 0 if all is well, else 1.
+has disturbed. Options behind ``--`` go to ``sparsednn train``, instead of those of the optimizer.
+Exit code 0 if all is well, else 1.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from sparsednn.training.trainer import CHECKPOINT, METRICS  # noqa: E402
 
 PROGRAM = Path(__file__).with_name("training_fault_program.py")
 MODEL = "mlp:64-256-128-10@0.2"
+OPTIONS = ("--momentum", "0.9", "--schedule", "cosine", "--warm-up", "1", "--clip", "5")
 PER_EPOCH = -(-1437 // 64)  # steps: the digits to train with, in batches
 EVERY = 3  # steps between checkpoints
 STEPS_OF_A_KILL = 24  # that a training is made longer for each kill
@@ -132,7 +134,7 @@ class KillRuns:
         self.run, self.whole = folder / "run", folder / "whole"
         self.random = random.Random(seed)
         self.epochs = -(-(times * STEPS_OF_A_KILL + 2 * PER_EPOCH) // PER_EPOCH)
-        self.options = list(options)
+        self.options = options or OPTIONS
         self.step = 0  # of the checkpoint
         self.left: set[str] = set()  # temporary files that kills have left
         self.log = folder / "log"
@@ -153,8 +155,7 @@ class KillRuns:
             self.mpi.mpirun, *self.mpi.options, "-n", self.ranks, sys.executable, *program,
             "train", MODEL, "--inputs", "train.safetensors", "--labels", "train.npy",
             "--validate", "test.safetensors", "--validate-labels", "test.npy",
-            "--partition", "p.npz", "--threads", 1, "--epochs", self.epochs, "--momentum", 0.9,
-            "--schedule", "cosine", "--warm-up", 1, "--clip", 5, *self.options,
+            "--partition", "p.npz", "--threads", 1, "--epochs", self.epochs, *self.options,
             "--checkpoint", run.name, "--every", EVERY, "--resume", "--json",
         ]  # fmt: skip
         return [str(argument) for argument in arguments]
@@ -237,7 +238,9 @@ class KillRuns:
             if len(log.pids) < self.ranks or len(log.steps) < kill.after:
                 time.sleep(0.001 if log.steps else 0.02)
                 continue
-            if kill.place == "seen" and not self.writes(log.pids[0]):
+            if kill.place == "seen":
+                if self.kill_in_save(log.pids, kill.rank):
+                    return True
                 continue
             time.sleep(kill.wait)
             if process.poll() is None:
@@ -245,6 +248,22 @@ class KillRuns:
                     os.kill(log.pids[kill.rank], signal.SIGKILL)
                     return True
         return False
+
+    def kill_in_save(self, pids: dict[int, int], rank: int) -> bool:
+        """Kill the rank if rank 0 is writing; held meanwhile, or its save would be done by then."""
+        if not self.writes(pids[0]):
+            return False
+        try:
+            os.kill(pids[0], signal.SIGSTOP)
+            while _state(pids[0]) not in "TZ":
+                pass
+            found = self.writes(pids[0])
+            if found:
+                os.kill(pids[rank], signal.SIGKILL)
+            os.kill(pids[0], signal.SIGCONT)
+        except OSError:  # it has ended
+            return False
+        return found
 
     def writes(self, pid: int) -> bool:
         """Whether a process has a file open in the folder that has no name yet, or a temporary."""
@@ -376,6 +395,10 @@ def _ended(process: subprocess.Popen[str]) -> int:
         return process.wait(LIMIT)
     except subprocess.TimeoutExpired:
         raise WrongError(f"the launcher has not ended after {LIMIT:g} seconds") from None
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _timeless(record: dict[str, Any]) -> dict[str, Any]:
