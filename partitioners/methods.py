@@ -279,6 +279,7 @@ def _partition(
         imbalance=float(options.imbalance),
         network=network.name,
         hash=network.hash,
+        pattern=network.pattern_hash,
     )
     return Partition(chain.owners, int(options.parts), meta)
 

@@ -6,6 +6,7 @@ The file is an .npz: one int32 array per neuron layer, ``layer_0`` (the inputs) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -46,8 +47,10 @@ class PartitionMeta:
         those of the library, None where there is none; for ``joint``, ``preset`` is the effort.
     seed, threads, imbalance
         As asked for.
-    network, hash
-        Name and content hash of the network that it belongs to.
+    network, hash, pattern
+        Name, content hash and pattern hash of the network that it was made for. It belongs to
+        every network of that pattern: training changes weights, which no partition depends on.
+        None in files of older versions: then it belongs to that network only.
     """
 
     method: str
@@ -59,6 +62,7 @@ class PartitionMeta:
     imbalance: float
     network: str
     hash: str
+    pattern: str | None = None
 
 
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
@@ -68,6 +72,7 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "imbalance": (int, float),
     "version": (str, type(None)),
     "preset": (str, type(None)),
+    "pattern": (str, type(None)),
 }
 """What the values of ``meta`` are in JSON; the others are text."""
 
@@ -82,6 +87,10 @@ class Identified(Protocol):
     @property
     def hash(self) -> str:
         """Content hash, see `SparseNetwork.hash`."""
+
+    @property
+    def pattern_hash(self) -> str | None:
+        """Hash of the pattern, see `SparseNetwork.pattern_hash`; None where it is not known."""
 
     @property
     def n_in(self) -> int:
@@ -151,17 +160,29 @@ class Partition:
             f"network='{self.meta.network}')"
         )
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of who owns what, whatever it was made for, and however."""
+        digest = hashlib.sha256(f"{self.parts}".encode())
+        for owners in self.owners:
+            digest.update(f"|{owners.size}|".encode())
+            digest.update(np.ascontiguousarray(owners, "<i4").data)
+        return digest.hexdigest()
+
     def check(self, network: Identified, *, file: str | os.PathLike[str] = "partition") -> None:
         """Refuse a network (or what is known of one) that this partition was not made for.
 
         Raises
         ------
         InputError
-            If the network's content hash is another one; `file` names the partition.
+            If the network's content hash and its pattern's are others; `file` names the partition.
         ShapeError
             If sizes do not fit although the hash does (a file that was changed by hand).
         """
-        if self.meta.hash != network.hash:
+        same = self.meta.hash == network.hash
+        if not same and self.meta.pattern is not None:
+            same = self.meta.pattern == network.pattern_hash
+        if not same:
             raise InputError(
                 f"{file}: made for network '{self.meta.network}' (hash {self.meta.hash[:16]}…), "
                 f"not for '{network.name}' (hash {network.hash[:16]}…)"
@@ -220,6 +241,7 @@ def read_partition(path: str | os.PathLike[str]) -> Partition:
         values = json.loads(text)
         parts = values.pop("parts")
         # Keys that a later version may have added are no reason to refuse the file.
+        values.setdefault("pattern", None)
         meta = PartitionMeta(**{field.name: values[field.name] for field in fields(PartitionMeta)})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path}: 'meta' is not understood: {_first_line(error)}") from error

@@ -111,9 +111,21 @@ def atomic_file(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
                         os.fsync(file.fileno())
                     finish()
                 os.replace(temporary, target)
+                if sync:
+                    _sync_folder(target.parent)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a rename to the disk; file systems that cannot sync a folder do it themselves."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -240,23 +240,25 @@ class NetworkDigest:
     """The content hash of a network, layer by layer, so that no more than one has to be there.
 
     SHA-256 over shapes, pattern, weights, biases and activations in a fixed byte order and width.
+    With `pattern_only`, over shapes and pattern: training leaves that as it is.
     """
 
-    __slots__ = ("_digest",)
+    __slots__ = ("_digest", "_pattern_only")
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256(b"sparsednn-network-1")
+    def __init__(self, *, pattern_only: bool = False) -> None:
+        self._pattern_only = pattern_only
+        kind = b"sparsednn-pattern-1" if pattern_only else b"sparsednn-network-1"
+        self._digest = hashlib.sha256(kind)
 
     def add(self, layer: SparseLayer) -> None:
         """Take in the next layer; it is not kept."""
-        head = f"|{layer.n_out}x{layer.n_in}:{layer.nnz}:{layer.activation}|"
+        head = f"|{layer.n_out}x{layer.n_in}:{layer.nnz}"
+        head += "|" if self._pattern_only else f":{layer.activation}|"
         self._digest.update(head.encode())
-        for array, dtype in (
-            (layer.indptr, "<i8"),
-            (layer.indices, "<i4"),
-            (layer.values, "<f4"),
-            (layer.bias, "<f4"),
-        ):
+        arrays: list[tuple[NDArray[Any], str]] = [(layer.indptr, "<i8"), (layer.indices, "<i4")]
+        if not self._pattern_only:
+            arrays += [(layer.values, "<f4"), (layer.bias, "<f4")]
+        for array, dtype in arrays:
             self._digest.update(np.ascontiguousarray(array, dtype=dtype).data)
 
     def hexdigest(self) -> str:
@@ -337,6 +339,14 @@ class SparseNetwork(Sequence[SparseLayer]):
         See `NetworkDigest`; neither the name nor the file format changes it.
         """
         digest = NetworkDigest()
+        for layer in self.layers:
+            digest.add(layer)
+        return digest.hexdigest()
+
+    @cached_property
+    def pattern_hash(self) -> str:
+        """SHA-256 of shapes and pattern only: what a partition depends on. See `NetworkDigest`."""
+        digest = NetworkDigest(pattern_only=True)
         for layer in self.layers:
             digest.add(layer)
         return digest.hexdigest()

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sparsednn.training.settings import Settings
     from sparsednn.training.trainer import TrainingRun
 
+#: More words than this, as a multiple of the first pattern's, are worth telling at the end.
+_MUCH_DRIFT = 1.1
+
 __all__ = ["Request", "train"]
 
 #: Learning rates that usually work, where none is given.
@@ -233,6 +236,12 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
             result = run.run(
                 lambda moment: progress.show(lambda: _moment_text(moment)),
                 lambda record: progress.log(_epoch_text(record, request.epochs)),
+            )
+        if world.rank == 0 and result.drift > _MUCH_DRIFT:
+            note(
+                f"the partition has drifted: {result.drift:.2f} times the words of the start "
+                "('sparsednn partition' on the checkpoint makes a new one, --repartition does "
+                "it while training)"
             )
         network = None if request.output is None else run.network()
         with together(world, "writing the results"):

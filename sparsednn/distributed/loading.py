@@ -188,13 +188,14 @@ class _Outline:
     kind: str  # how it is loaded: "native", "official" or "other"
     name: str
     hash: str
+    pattern_hash: str | None
     edges: int
     layers: tuple[_Shape, ...]
 
     @classmethod
-    def of(cls, network: SparseNetwork, *, hash: str = "") -> _Outline:
+    def of(cls, network: SparseNetwork, *, hash: str = "", pattern: str | None = None) -> _Outline:
         links = [_Shape(layer.n_out, layer.n_in, layer.activation) for layer in network]
-        return cls("other", network.name, hash, network.edges, tuple(links))
+        return cls("other", network.name, hash, pattern, network.edges, tuple(links))
 
     @property
     def n_in(self) -> int:
@@ -212,7 +213,7 @@ def _agreed(outline: _Outline | None, comm: Communicator) -> _Outline:
         told = [outline.kind, outline.name, outline.hash, outline.edges, links]
     kind, name, hash, edges, links = comm.broadcast_json(told)
     made = [_Shape(n_out, n_in, Activation.parse(text)) for n_out, n_in, text in links]
-    return _Outline(kind, name, hash, edges, tuple(made))
+    return _Outline(kind, name, hash, None, edges, tuple(made))
 
 
 def _kind(model: str, layers: int | None, bias: float | None, options: ReadOptions | None) -> str:
@@ -239,7 +240,8 @@ def _looked_at(
             return _hashed("official", graph_challenge_name(neurons, count), made), []
         case _:
             network = load_network(model, layers=layers, bias=bias, options=options)
-            return _Outline.of(network, hash=network.hash), list(network)
+            known = {"hash": network.hash, "pattern": network.pattern_hash}
+            return _Outline.of(network, **known), list(network)
 
 
 def _native_outline(model: str, layers: int | None) -> _Outline:
@@ -249,7 +251,9 @@ def _native_outline(model: str, layers: int | None) -> _Outline:
             outline = _hashed("native", reader.name, whole)
         else:
             edges = sum(this.nnz for this in reader.layers)
-            outline = _Outline("native", reader.name, reader.hash, edges, _links(reader))
+            outline = _Outline(
+                "native", reader.name, reader.hash, reader.pattern_hash, edges, _links(reader)
+            )
     with located(model):
         check_chain(outline.layers, outline.name)
     return outline
@@ -262,13 +266,15 @@ def _links(reader: RowReader) -> tuple[_Shape, ...]:
 
 
 def _hashed(kind: str, name: str, layers: Iterable[SparseLayer]) -> _Outline:
-    """Compute the hash of layers that are never there all together."""
-    digest, edges, links = NetworkDigest(), 0, []
+    """Compute the hashes of layers that are never there all together."""
+    digest, pattern, edges, links = NetworkDigest(), NetworkDigest(pattern_only=True), 0, []
     for layer in layers:
         digest.add(layer)
+        pattern.add(layer)
         edges += layer.nnz
         links.append(_Shape(layer.n_out, layer.n_in, layer.activation))
-    return _Outline(kind, name, digest.hexdigest(), edges, tuple(links))
+    hashes = digest.hexdigest(), pattern.hexdigest()
+    return _Outline(kind, name, *hashes, edges, tuple(links))
 
 
 def _collected(layers: Iterable[LayerShard]) -> tuple[LayerShard, ...]:

@@ -149,6 +149,8 @@ class RowReader:
     hash
         The network's stored content hash; None where the file has none, or where `layers` leaves
         some out (it is that of all layers).
+    pattern_hash
+        The same of the stored hash of the pattern.
 
     Raises
     ------
@@ -165,7 +167,9 @@ class RowReader:
         count = first_layers(header.path, len(described), layers)
         self.name = _name(header)
         self.layers = described[:count]
-        self.hash = (header.metadata.get("hash") or None) if count == len(described) else None
+        whole = count == len(described)
+        self.hash = (header.metadata.get("hash") or None) if whole else None
+        self.pattern_hash = (header.metadata.get("pattern") or None) if whole else None
         self._file = PositionedFile(header)
 
     def __enter__(self) -> Self:
@@ -292,6 +296,7 @@ def pack(network: SparseNetwork) -> tuple[dict[str, NDArray[Any]], dict[str, str
         "format_version": _VERSION,
         "name": network.name,
         "hash": network.hash,
+        "pattern": network.pattern_hash,
         "layers": json.dumps(described, separators=(",", ":")),
     }
     return tensors, metadata

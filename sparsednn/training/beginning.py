@@ -15,10 +15,11 @@ import numpy as np
 
 from sparsednn.comm.failure import together
 from sparsednn.distributed.loading import load_shard, load_whole
+from sparsednn.distributed.partitions import broadcast_partition
 from sparsednn.distributed.shard import NetworkShard, whole_shard
 from sparsednn.errors import InputError
 from sparsednn.initial import initial_values
-from sparsednn.partitioners.partition import Partition, PartitionMeta
+from sparsednn.partitioners.partition import Partition, PartitionMeta, read_partition
 from sparsednn.sources import is_path, summarize
 from sparsednn.training.checkpoints import (
     TrainingState,
@@ -33,8 +34,10 @@ from sparsednn.training.state import scatter_network
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["Beginning", "begin"]
+__all__ = ["PARTITION", "Beginning", "begin"]
 
+#: In the folder of the checkpoint: the partition that a run has made for itself, if it has.
+PARTITION = "partition.npz"
 #: Settings that a run may be resumed with another value of: how long it goes on.
 _MAY_DIFFER = ("epochs",)
 
@@ -113,7 +116,11 @@ def begin(
         if world.rank == 0 and checkpoint is not None:
             state = _read_state(checkpoint, model, settings, loading)
             if partition is not None:
-                _check_partition(partition, state, file or "partition")
+                partition = _partition_to_use(
+                    partition, state, file or "partition", checkpoint.parent
+                )
+    if world.any_rank(partition is not None):
+        partition = broadcast_partition(world, partition if world.rank == 0 else None)
     kept = world.broadcast_json(
         None if state is None else [state.origin, state.progress, [
             state.network.n_in, *(layer.n_out for layer in state.network)
@@ -187,14 +194,26 @@ def _read_state(
     return state
 
 
-def _check_partition(
-    partition: Partition, state: TrainingState, file: str | os.PathLike[str]
-) -> None:
-    """Accept a partition of the checkpoint's network, or of the one that training began with."""
+def _partition_to_use(
+    partition: Partition, state: TrainingState, file: str | os.PathLike[str], folder: Path
+) -> Partition:
+    """Choose and check the partition that a run goes on with.
+
+    That is the one that the run itself has made since it began (`PARTITION`), if the checkpoint was
+    written with it and it has as many parts. Otherwise what is given: for the pattern that the
+    training began with, for the checkpoint's, or just what the checkpoint was written with.
+    """
+    used = state.progress.get("partition")
+    own = folder / PARTITION
+    if partition.identity != used and own.exists():
+        made = read_partition(own)
+        if made.identity == used and made.parts == partition.parts:
+            partition = made
     meta = partition.meta
-    if meta.hash == state.origin:
+    if state.origin == meta.hash or partition.identity == used:
         meta = replace(meta, hash=state.network.hash)
     Partition(partition.owners, partition.parts, meta).check(state.network, file=file)
+    return partition
 
 
 def _one_part(sizes: list[int], name: str, digest: str) -> Partition:

@@ -6,6 +6,7 @@ within a group the features are divided as the partition divides the input neuro
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +41,15 @@ class LocalExamples:
         ``(own outputs, images)`` float32 instead; or None.
     name
         Where they come from.
+    identity
+        SHA-256 of all images and labels, of all features; the same on all ranks.
     """
 
     inputs: InputSet
     labels: NDArray[np.int64] | None
     values: NDArray[np.float32] | None
     name: str
+    identity: str = ""
 
     @property
     def n_images(self) -> int:
@@ -94,11 +98,13 @@ def share_examples(
     rows = np.flatnonzero(shard.owners[-1] == shard.part)
     if group.size == 1:
         assert whole is not None
-        return LocalExamples(whole.inputs, whole.labels, whole.values, whole.name)
+        return LocalExamples(whole.inputs, whole.labels, whole.values, whole.name, _identity(whole))
     head = group.broadcast_json(
-        None if whole is None else [whole.name, whole.n_images, whole.labels is not None]
+        None
+        if whole is None
+        else [whole.name, whole.n_images, whole.labels is not None, _identity(whole)]
     )
-    name, n_images, labelled = head
+    name, n_images, labelled, identity = head
     local = deal_inputs(
         None if whole is None else whole.inputs,
         group,
@@ -111,9 +117,25 @@ def share_examples(
         if whole is not None and whole.labels is not None:
             found[:] = whole.labels
         group.broadcast(found)
-        return LocalExamples(local.inputs, found, None, name)
+        return LocalExamples(local.inputs, found, None, name, identity)
     values = np.empty((shard.n_out, n_images), np.float32)
     if whole is not None and whole.values is not None:
         values[:] = whole.values
     group.broadcast(values)
-    return LocalExamples(local.inputs, None, np.ascontiguousarray(values[rows]), name)
+    return LocalExamples(local.inputs, None, np.ascontiguousarray(values[rows]), name, identity)
+
+
+def _identity(examples: Examples) -> str:
+    digest = hashlib.sha256(f"{examples.inputs.n_features}x{examples.n_images}".encode())
+    arrays = (
+        (examples.inputs.indptr, "<i8"),
+        (examples.inputs.indices, "<i4"),
+        (examples.inputs.values, "<f4"),
+        (examples.labels, "<i8"),
+        (examples.values, "<f4"),
+    )
+    for array, dtype in arrays:
+        digest.update(b"|" if array is None else b":")
+        if array is not None:
+            digest.update(np.ascontiguousarray(array, dtype).data)
+    return digest.hexdigest()

@@ -146,7 +146,7 @@ class _DenseGradients:
         _, delta = loss_gradient(
             loss, last.activation, y, targets, last.rows, last.n_out, batch, group
         )
-        engine.backward(delta)
+        engine.backward(delta, deltas_only=True)
         self._engine, self._shard = engine, shard
         self._group, self._across = group, across
         self._columns = int(ids.size)

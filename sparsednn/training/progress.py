@@ -115,6 +115,8 @@ class Progress:
         What is trained at first.
     partition
         Identifies the owners of the neurons: what words are compared with belongs to it.
+    examples
+        Identifies what is trained with.
     kept
         What `as_json` gave for the checkpoint that is resumed; None at the start.
 
@@ -136,6 +138,7 @@ class Progress:
         placed: PlacedNetwork,
         kept: dict[str, Any] | None,
         partition: str,
+        examples: str,
     ) -> None:
         self._world = world
         words = placed.words_per_image()
@@ -143,7 +146,7 @@ class Progress:
         self.epoch, self.done = int(kept.get("epoch", 0)), int(kept.get("done", 0))
         self.step = int(kept.get("step", 0))
         self.running = Score(*kept.get("running", (0.0, 0, 0)))
-        self.partition = partition
+        self.partition, self._examples = partition, examples
         same = kept.get("partition") == partition
         self.words_at_start = int(kept["words_at_start"]) if same else words
         self._last: dict[str, Any] = dict(kept.get("last", {}))
@@ -278,6 +281,7 @@ class Progress:
             "running": [self.running.loss, self.running.correct, self.running.images],
             "words_at_start": self.words_at_start,
             "partition": self.partition,
+            "examples": self._examples,
             "last": self._last,
             "seconds": self._seconds,
             "counts": self._totals(),

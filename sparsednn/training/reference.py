@@ -107,8 +107,9 @@ class ReferenceEngine:
         add: bool = False,
         last: bool = True,
         rate: float | None = None,
+        deltas_only: bool = False,
     ) -> None:
-        """See `Engine.backward`."""
+        """See `Engine.backward`; `deltas_only` leaves out the gradients of parameters."""
         layers = self.layers_of(self.theta)
         found: list[Layer] = []
         delta = np.asarray(delta, self._dtype)
@@ -117,8 +118,10 @@ class ReferenceEngine:
             self._deltas[k] = delta
             rows = np.repeat(np.arange(layer.bias.size), np.diff(layer.indptr))
             columns = self._place[k][layer.indices]
-            # The sampled product: one dot product over the batch for each stored weight.
-            found.append((np.einsum("eb,eb->e", delta[rows], both[columns]), delta.sum(axis=1)))
+            if not deltas_only:
+                # The sampled product: a dot product over the batch for each stored weight.
+                dots = np.einsum("eb,eb->e", delta[rows], both[columns])
+                found.append((dots, delta.sum(axis=1)))
             if k == 0 and not self.input_gradient:
                 break
             s = np.asarray(self._matrix(k, layers[k][0]).T @ delta)
@@ -129,6 +132,8 @@ class ReferenceEngine:
                 self._last_input_gradient = own
                 break
             delta = own * derivative(self._shard.layers[k - 1].activation, self._outputs[k - 1])
+        if deltas_only:
+            return
         step = self.flat(found[::-1])
         if rate is not None:
             self.theta -= self._dtype(rate) * step

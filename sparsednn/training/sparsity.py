@@ -334,19 +334,6 @@ class Drift:
             return math.inf if self.words_now else 1.0
         return self.words_now / self.words_at_start
 
-    def line(self, remedy: str = "'sparsednn partition' on the checkpoint") -> str:
-        """Return one line for people; `remedy` says how to repartition, if words have grown.
-
-        >>> Drift(100, 134, 1.02).line("--repartition")
-        'partition has drifted: 1.34 times the words of the start (repartition with --repartition)'
-        >>> Drift(100, 98, 1.02).line()
-        'partition has not drifted: 0.98 times the words of the start'
-        """
-        words = f"{self.ratio:.2f} times the words of the start"
-        if self.words_now <= self.words_at_start:
-            return f"partition has not drifted: {words}"
-        return f"partition has drifted: {words} (repartition with {remedy})"
-
 
 def _largest(sizes: NDArray[np.floating[Any]], count: int) -> NDArray[np.bool_]:
     """Mark the `count` largest of `sizes` ``(n,)``; of equal ones the earlier. No NaN."""

@@ -11,7 +11,6 @@ resumed in the middle of an epoch goes on with the images that come next.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -24,9 +23,13 @@ from numpy.typing import NDArray
 from sparsednn.comm.alone import Alone
 from sparsednn.comm.failure import together
 from sparsednn.comm.grid import ProcessGrid
-from sparsednn.distributed.partitions import grid_shape, share_partition
-from sparsednn.errors import FormatError
-from sparsednn.training.beginning import Beginning, begin
+from sparsednn.distributed.partitions import (
+    broadcast_partition,
+    grid_shape,
+    share_partition,
+)
+from sparsednn.errors import FormatError, InputError, UsageError
+from sparsednn.training.beginning import PARTITION, Beginning, begin
 from sparsednn.training.checkpoints import TrainingState, write_checkpoint
 from sparsednn.training.data import LocalExamples, share_examples
 from sparsednn.training.losses import Score
@@ -128,6 +131,8 @@ class TrainingRun:
             self.shape = grid_shape(
                 world.size, 1 if parts is None else parts.parts, grid, partition=partition
             )
+            if parts is not None and repartition is not None:
+                _check_remakable(parts, partition)
         self.grid = ProcessGrid(world, self.shape)
         self.group, self.across = self.grid.along(1), self.grid.along(0)
         self._checkpoint = None if folder is None else Path(folder) / CHECKPOINT
@@ -144,13 +149,20 @@ class TrainingRun:
             self._sources.append((validate, "test", {"labels": validate_labels, "mnist": mnist}))
         self._examples = self._share_examples(began.shard)
         self.n_images = self._examples[0].n_images
+        self._check_examples(began)
         self.n_validate = self._examples[1].n_images if validate is not None else 0
         self._set_sizes(began)
         self.read_seconds = time.perf_counter() - start
         start = time.perf_counter()
         _warm_up(world, kernel)
         self._placed = self._place(began.shard, began.slots)
-        self.progress = Progress(world, self._placed, began.progress, _identity(self._partition))
+        self.progress = Progress(
+            world,
+            self._placed,
+            began.progress,
+            self._partition.identity,
+            self._examples[0].identity,
+        )
         self.resumed_step = self.progress.step
         self._metrics: MetricsFile | None = None
         with together(world, "opening the metrics"):
@@ -160,6 +172,16 @@ class TrainingRun:
                     Path(folder) / METRICS, self.resumed_step, fresh=began.progress is None
                 )
         self.prepare_seconds = time.perf_counter() - start
+
+    def _check_examples(self, began: Beginning) -> None:
+        """Refuse to go on with other images: the place in the epoch would mean nothing."""
+        with together(self.world, "comparing the examples"):
+            known = None if began.progress is None else began.progress.get("examples")
+            if known not in (None, self._examples[0].identity):
+                raise InputError(
+                    f"{self._checkpoint}: was trained with other images or labels: give the same "
+                    "--inputs, --labels and --images, or another folder"
+                )
 
     def _set_sizes(self, began: Beginning) -> None:
         shard = began.shard
@@ -239,7 +261,10 @@ class TrainingRun:
         """Return the images of an epoch, in the order in which they come."""
         if not self.settings.shuffle:
             return np.arange(self.n_images)
-        return np.random.default_rng([self.settings.seed, epoch]).permutation(self.n_images)
+        # Raw numbers of the generator: NumPy keeps these the same for ever, `permutation` it may
+        # not, and a resumed run must find its place.
+        source = np.random.PCG64(np.random.SeedSequence([self.settings.seed, epoch]))
+        return np.argsort(source.random_raw(self.n_images), kind="stable")
 
     def _own_share(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of the images that this data group works on."""
@@ -288,27 +313,13 @@ class TrainingRun:
 
     def _make_partition(self) -> None:
         """Divide the neurons anew, as the partition at the start was made; collective."""
-        from sparsednn.partitioners import Options, make_partition
-
         found = self._gathered()
         made: Partition | None = None
         with together(self.world, "making a new partition"):
             if found is not None:
-                meta = self._partition.meta
-                joint = meta.method == "joint"
-                made = make_partition(
-                    found[0],
-                    Options(
-                        self._partition.parts,
-                        imbalance=meta.imbalance,
-                        seed=meta.seed,
-                        effort=(meta.preset or "normal") if joint else "normal",
-                    ),
-                    method=meta.method if joint else "multiphase",
-                    partitioner=None if joint else meta.partitioner,
-                )
-        from sparsednn.distributed.partitions import broadcast_partition
-
+                made = _partition_like(self._partition, found[0])
+                if self._checkpoint is not None:
+                    made.save(self._checkpoint.parent / PARTITION)
         self._partition = broadcast_partition(self.world, made)
         network, slots = (None, None) if found is None else found
         shard, own = scatter_network(
@@ -317,7 +328,7 @@ class TrainingRun:
         self._replace(shard, own)
         self._examples = self._share_examples(shard)
         self.progress.words_at_start = self._placed.words_per_image()
-        self.progress.partition = _identity(self._partition)
+        self.progress.partition = self._partition.identity
 
     # State ----------------------------------------------------------------------------------
 
@@ -358,19 +369,40 @@ class TrainingRun:
         self.grid.free()
 
 
+def _check_remakable(partition: Partition, file: str | os.PathLike[str] | None) -> None:
+    """Refuse to repartition where nobody knows how."""
+    from sparsednn.partitioners.methods import NATIVE, RULES
+
+    meta = partition.meta
+    if meta.method != "joint" and meta.partitioner not in (*NATIVE, *RULES):
+        raise UsageError(
+            f"--repartition: {file} was made by {meta.method}, {meta.partitioner}, which cannot be "
+            "done again here: begin with a partition by 'sparsednn partition'"
+        )
+
+
+def _partition_like(old: Partition, network: SparseNetwork) -> Partition:
+    """Divide a network as another one was divided."""
+    from sparsednn.partitioners import EFFORTS, Options, make_partition
+
+    meta = old.meta
+    options: dict[str, Any] = {"imbalance": meta.imbalance, "seed": meta.seed}
+    if meta.method == "joint":
+        if meta.preset in EFFORTS:
+            options["effort"] = meta.preset
+        return make_partition(network, Options(old.parts, **options))
+    if meta.preset is not None:
+        options["preset"] = meta.preset
+    return make_partition(
+        network, Options(old.parts, **options), method="multiphase", partitioner=meta.partitioner
+    )
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FormatError(f"{folder}: cannot make this folder: {error.strerror}") from error
-
-
-def _identity(partition: Partition) -> str:
-    """Return a hash of who owns what."""
-    digest = hashlib.sha256(f"{partition.parts}".encode())
-    for owners in partition.owners:
-        digest.update(np.ascontiguousarray(owners, "<i4").data)
-    return digest.hexdigest()
 
 
 def _warm_up(world: Communicator, kernel: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from networks import random_layer
-from sparsednn import SparseNetwork
+from sparsednn import SparseLayer, SparseNetwork
 from sparsednn.errors import FormatError, InputError, ShapeError
 from sparsednn.partitioners import Partition, PartitionMeta, read_partition
 
@@ -262,6 +262,32 @@ def test_another_network_is_refused() -> None:
     assert message.startswith("mine.npz: ")
     for piece in ("'one'", "'two'", one.hash[:16], two.hash[:16]):
         assert piece in message
+
+
+def test_other_weights_in_the_same_pattern_are_welcome(tmp_path: Path) -> None:
+    """Training changes weights, biases and nothing that a partition depends on."""
+    network = SparseNetwork([random_layer(np.random.default_rng(1), 5, 3)])
+    layer = network[0]
+
+    def changed(**arrays: Any) -> SparseNetwork:
+        given = {"indptr": layer.indptr, "indices": layer.indices, "values": layer.values}
+        return SparseNetwork([SparseLayer(**(given | arrays), n_in=3, bias=layer.bias + 1)])
+
+    trained = changed(values=layer.values * 2)
+    assert trained.hash != network.hash
+    meta = replace(META, hash=network.hash, pattern=network.pattern_hash)
+    made = Partition([[0] * 3, [0] * 5], 1, meta)
+    made.save(tmp_path / "p.npz")
+    read_partition(tmp_path / "p.npz").check(trained)
+    moved = layer.indices.copy()
+    row = int(np.argmax(np.diff(layer.indptr) == 1))
+    assert np.diff(layer.indptr)[row] == 1
+    moved[layer.indptr[row]] = (moved[layer.indptr[row]] + 1) % 3
+    with pytest.raises(InputError, match="not for"):
+        made.check(changed(indices=moved))
+    # Files of older versions know the network only.
+    with pytest.raises(InputError, match="not for"):
+        Partition(made.owners, 1, replace(meta, pattern=None)).check(trained)
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,19 @@ def check_patterns_change_and_can_be_divided_anew(world):
         finished(world, folder / "whole", folder / "parts")
         if world.size > 1:
             assert whole.drift > 1.0
-            result, _ = trained(world, settings, partition=made, repartition=1.0)
+            given |= {"repartition": 1.0}
+            result, truth = trained(world, settings, folder=folder / "whole", **given)
             assert result.words_sent == result.words_predicted
             assert result.words_sent < whole.words_sent
+            # The run goes on with the partition that it has made, whatever is given.
+            run = start(world, settings, folder=folder / "parts", **given)
+            run.run_until(2 * PER_EPOCH + 4)
+            run.free()
+            run = start(world, settings, folder=folder / "parts", resume=True, **given)
+            run.run()
+            same_bits(told(world, run.network()), truth)
+            run.free()
+            finished(world, folder / "whole", folder / "parts")
             # Data groups take the same decisions.
             result, _ = trained(world, settings)
             assert result.train_accuracy > 0.3
@@ -242,6 +252,8 @@ def check_checkpoints_that_do_not_fit(world):
         start(world, dataclasses.replace(BASE, seed=4), **given)
     with pytest.raises(InputError, match="of another network"):
         TrainingRun(world, "mlp:64-40-30-10@0.3#2", "digits", BASE, **given)
+    with pytest.raises(InputError, match="other images or labels"):
+        start(world, images=IMAGES - 1, **given)
     if world.rank == 0:
         path = folder / "run" / CHECKPOINT
         data = bytearray(path.read_bytes())

@@ -4,12 +4,12 @@
 ``mpirun``, with a checkpoint every few steps. Half of the times a rank, any, is killed (SIGKILL) at
 a random moment of an epoch; the other half in the middle of a save: from outside, as soon as the
 new file is seen to be open, or by itself at a place that no one could hit from outside (after so
-many bytes of the file, before its fsync, before and after its renaming, while arrays are gathered).
-After each kill: the launcher has ended with an error and nothing of it is left, the checkpoint can
-be read and is the last one that was written, the metrics are those of the undisturbed training. At
-the end network, optimizer and metrics must have the same bits as those of a training that nobody
-has disturbed. Options behind ``--`` go to ``sparsednn train``, instead of those of the optimizer.
-Exit code 0 if all is well, else 1.
+many bytes of the file, before its fsync, before and after its renaming, between an epoch's metrics
+and its checkpoint, while arrays are gathered). After each kill: the launcher has ended with an
+error and nothing of it is left, the checkpoint can be read and is the last one that was written,
+the metrics are those of the undisturbed training. At the end network, optimizer and metrics must
+have the same bits as those of a training that nobody has disturbed. Options behind ``--`` go to
+``sparsednn train``, instead of those of the optimizer. Exit code 0 if all is well, else 1.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from distributed.samples import partition  # noqa: E402
 
 from mpi_runs import IMPLEMENTATIONS, MpiRuns, _kill_session, _session, find_mpi  # noqa: E402
 from sparsednn import atomic  # noqa: E402
+from sparsednn.errors import SparseDNNError  # noqa: E402
 from sparsednn.formats import write_inputs  # noqa: E402
 from sparsednn.sources import load_network  # noqa: E402
 from sparsednn.training.checkpoints import read_checkpoint  # noqa: E402
@@ -57,9 +58,9 @@ STEPS_OF_A_KILL = 24  # that a training is made longer for each kill
 LIMIT = 120.0  # seconds for a session, and to end after a kill; far more than it takes
 TRIES = 10  # sessions for one kill: a busy machine may look too late, when the training is over
 
-#: Ways to be killed in a save, in the order in which they are used: "seen" from outside.
+#: Ways to be killed in a save, in turn from that of the seed on: "seen" from outside.
 SAVES = (
-    "written", "seen", "replace", "gather", "fsync", "seen", "replaced", "link", "written", "seen",
+    "written", "seen", "line", "replace", "gather", "fsync", "seen", "replaced", "link", "written",
 )  # fmt: skip
 TIMES = ("seconds", "images_per_second", "seconds_read", "seconds_prepare", "pass_seconds")
 
@@ -132,7 +133,7 @@ class KillRuns:
     ) -> None:
         self.folder, self.mpi, self.ranks, self.times = folder, mpi, ranks, times
         self.run, self.whole = folder / "run", folder / "whole"
-        self.random = random.Random(seed)
+        self.random, self.seed = random.Random(seed), seed
         self.epochs = -(-(times * STEPS_OF_A_KILL + 2 * PER_EPOCH) // PER_EPOCH)
         self.options = options or OPTIONS
         self.step = 0  # of the checkpoint
@@ -188,13 +189,13 @@ class KillRuns:
     # Kills ----------------------------------------------------------------------------------
 
     def plan(self, number: int) -> Kill:
-        """Choose the moment of a kill: of the last try's and all later ones', not the last."""
+        """Choose a moment that leaves enough steps for the kills to come."""
         left = self.epochs * PER_EPOCH - self.step
         steps = self.random.randint(1, max(1, left // (self.times - number + 1) - 1))
         rank = self.random.randrange(self.ranks)
         if number % 2 == 0:
             return Kill("epoch", rank, steps, self.random.uniform(0, 0.02))
-        place = SAVES[number // 2 % len(SAVES)]
+        place = SAVES[(number // 2 + self.seed) % len(SAVES)]
         saves = 1 + steps // EVERY
         match place:
             case "seen":
@@ -204,6 +205,8 @@ class KillRuns:
             case "written":  # by rank 0, as all that follows
                 size = (self.whole / CHECKPOINT).stat().st_size
                 return Kill(place, 0, self.random.randrange(saves * size), 0)
+            case "line":
+                return Kill(place, 0, 0, 0)
             case _:  # the metrics, too, are forced to the disk, and renamed at the beginning
                 return Kill(place, 0, self.random.randrange(saves), 0)
 
@@ -306,7 +309,7 @@ class KillRuns:
             step = int(read_checkpoint(path).progress["step"])
         if step not in ({last} if log.saving is None else {last, log.saving}):
             raise WrongError(f"the checkpoint is of step {step}, the last written is {last}")
-        if kill.place in ("written", "gather", "link") and step != last:
+        if kill.place in ("written", "line", "gather", "link") and step != last:
             raise WrongError(f"the checkpoint of step {step} was not yet written")
         if done - step > EVERY:
             raise WrongError(f"lost {done - step} of {done} steps, checkpoints are every {EVERY}")
@@ -420,7 +423,7 @@ def main() -> int:
     runs = KillRuns(folder, mpi, given.ranks, given.times, given.seed, given.options)
     try:
         runs.all()
-    except WrongError as error:
+    except (WrongError, SparseDNNError) as error:
         print(f"wrong: {error}\nseed {given.seed}; files are in {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)

@@ -40,6 +40,8 @@ SAYS = "as the test wants it"
 
 IMAGES, BATCH, EPOCHS, EVERY = 160, 16, 3, 4
 BEGUN = 6  # steps that are done before; the checkpoint is of step 4
+#: Calls of MPI_Waitall until a rank is in the middle of step 10: once in each layer and direction.
+WAITS = 5 * 6 + 4
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def test_loading(case: Case) -> None:
 @on_both
 def test_killed_in_a_step(case: Case) -> None:
     """Nobody but the launcher can tell."""
-    done = case.with_fault("exchange", "KILL", 1, 20)
+    done = case.with_fault("exchange", "KILL", 1, WAITS)
     assert done.returncode != 0
     assert errors(done) == []
     if case.mpi.name == "openmpi":
@@ -186,31 +188,24 @@ def test_killed_in_a_step(case: Case) -> None:
         assert "signal 9" in done.stderr
     else:
         assert "Killed (signal 9)" in done.stdout
-    assert case.step > 4
+    assert case.step == 8
     case.check_goes_on()
 
 
 @on_openmpi
 def test_error_of_mpi_in_a_step(case: Case) -> None:
-    done = case.with_fault("exchange", "MPI", 0, 20)
+    done = case.with_fault("exchange", "MPI", 0, WAITS)
     check_told(done, 0, "MPI reports an error in an exchange: ")
     case.check_goes_on()
 
 
-@on_openmpi
-def test_evaluation(case: Case) -> None:
-    done = case.with_fault("evaluation", "ValueError", 1, 0)
-    check_told(done, 1, f"ValueError: {SAYS}")
-    assert case.step == 8  # the one behind the epoch was still to come
-    case.check_goes_on()
-
-
 @on_mpich
-def test_evaluation_of_the_second_epoch(case: Case) -> None:
+def test_evaluation(case: Case) -> None:
+    """Behind the second epoch, before its checkpoint."""
     done = case.with_fault("evaluation", "MemoryError", 0, 1)
     check_told(done, 0, f"MemoryError: {SAYS}")
     assert done.returncode == 3
-    assert case.step == 16
+    assert case.step == 16  # the one behind the epoch, 20, was still to come
     case.check_goes_on()
 
 
@@ -224,7 +219,7 @@ def test_gathering(case: Case) -> None:
     case.check_goes_on()
 
 
-@on_both
+@on_openmpi
 def test_full_disk(case: Case) -> None:
     """In the second checkpoint; the error is of rank 0 only, but the line names the file anyhow."""
     half = (case.run_folder / CHECKPOINT).stat().st_size // 2
@@ -237,15 +232,19 @@ def test_full_disk(case: Case) -> None:
 
 @on_both
 def test_loss_that_is_no_number(case: Case) -> None:
-    """All ranks know it alike; nothing else is on stderr."""
+    """All ranks know it alike, and one tells."""
     shutil.rmtree(case.run_folder)
     arguments = case.arguments("--lr", 1e30, "--ranks", 2, "--checkpoint", "run", "--every", 1)
     command = [sys.executable, "-m", "sparsednn", *arguments]
     done = run_session(command, case.mpi.environ(), LIMIT, case.folder)
     assert done.returncode == 3
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    (line,) = errors(done)
     assert line.startswith("sparsednn: error: step ")
-    assert "layer" in line
+    assert "the outputs of layer " in line
     assert "try a lower --lr (now 1e+30)" in line
+    # Open MPI's launcher has a note of its own on exit codes.
+    others = [other for other in done.stderr.splitlines() if other != line]
+    assert case.mpi.name == "openmpi" or others == []
+    assert not any(word in other for word in ("sparsednn", "Traceback") for other in others)
     case.check_gone()

@@ -179,6 +179,22 @@ def replaced(kind: str, calls: int) -> None:
     _in_files("replace", kind, calls, behind=True)
 
 
+def line(kind: str, calls: int) -> None:
+    """Between a line of metrics, behind an epoch, and the checkpoint that goes with it."""
+    from sparsednn.training.metrics import MetricsFile
+
+    real, left = MetricsFile.write, calls
+
+    def write(self: MetricsFile, record: Any) -> None:
+        nonlocal left
+        real(self, record)
+        left -= 1
+        if left < 0:
+            strike(kind)
+
+    MetricsFile.write = write  # type: ignore[method-assign]
+
+
 def keep_log(path: str, rank: int) -> None:
     """Tell who and, on rank 0, where the training is; not even SIGKILL takes what was told."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
