@@ -15,6 +15,9 @@ demo: $(VENV)/.run
 	# The same network on two ranks: divided by a partition, run over MPI, words counted.
 	$(BIN)/sparsednn partition graph-challenge:1024-120 --parts 2 --effort quick -o $(VENV)/demo.p2.npz
 	$(BIN)/sparsednn infer graph-challenge:1024-120 --inputs digits:1024 --partition $(VENV)/demo.p2.npz --ranks 2
+	# Training: a sparse network learns the digits, its neurons divided among two ranks.
+	$(BIN)/sparsednn partition mlp:64-256-10@0.2 --parts 2 --effort quick -o $(VENV)/digits.p2.npz
+	$(BIN)/sparsednn train mlp:64-256-10@0.2 --inputs digits --optimizer adam --lr 0.01 --partition $(VENV)/digits.p2.npz --ranks 2
 
 test: $(VENV)/.dev
 	$(BIN)/pytest

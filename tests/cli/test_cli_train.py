@@ -397,10 +397,14 @@ def test_two_ranks(program: Program) -> None:
         (3, "made for network", ["train", f"{MODEL}#1", *split[2:]]),
         (3, "run: has a checkpoint: give --resume", [*split, "--checkpoint", "run"]),
     ]
+    # What has been trained is run with the partition that it was trained with.
+    infer = ["infer", "model.safetensors", "--inputs", "digits:test", "--partition", "p2.npz"]
     alone = strict(program.ok(*run, "--threads", "1").out)
     further = strict(program.ok(*TRAIN, "--epochs", "3", "--threads", "1", "--json").out)
     asked, answers = Path("../calls.json").resolve(), Path("../answers").resolve()
-    asked.write_text(json.dumps([*calls.values(), *(call for _, _, call in refused)]))
+    asked.write_text(
+        json.dumps([*calls.values(), *(call for _, _, call in refused), [*infer, "--json"]])
+    )
     done = mpi.run(2, [CALLS, asked, answers], timeout=240)
     assert (done.stdout, done.stderr) == ("", "")
     first, second = (json.loads(Path(f"{answers}-{rank}.json").read_text()) for rank in (0, 1))
@@ -430,8 +434,12 @@ def test_two_ranks(program: Program) -> None:
     for name in ("data", "model"):
         program.ok("inspect", f"{name}.safetensors", "--check")
 
+    code, out, err, _ = first[-1]
+    assert code == 0, err
+    assert strict(out)["words_predicted"] == TESTED * words
+
     for (code, says, call), one, other in zip(
-        refused, first[len(calls) :], second[len(calls) :], strict=True
+        refused, first[len(calls) : -1], second[len(calls) : -1], strict=True
     ):
         assert one[:2] == [code, ""], (call, one)
         assert len(one[2].splitlines()) == 1, one[2]
