@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sparsednn.atomic import atomic_file
-from sparsednn.errors import MissingDependencyError, UsageError
 from sparsednn.partitioners.report import best_of
+from sparsednn.pictures import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +17,7 @@ if TYPE_CHECKING:
 
     from sparsednn.partitioners.methods import Compared
 
-__all__ = ["SUFFIXES", "check_plot", "plot_comparison"]
-
-SUFFIXES: Final = (".png", ".svg", ".pdf")
-"""What can be written."""
+__all__ = ["plot_comparison"]
 
 # Okabe & Ito's colours, which the colour-blind can tell apart too; grey for the rules.
 _COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
@@ -37,30 +31,6 @@ _LOG_RANGE: Final = 30.0
 _MARKED_LAYERS: Final = 30
 
 
-def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raise what `plot_comparison` would, where that can be known beforehand.
-
-    Raises
-    ------
-    UsageError
-        If the suffix is none of `SUFFIXES`.
-    MissingDependencyError
-        If matplotlib is not installed.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(
-            f"{os.fspath(path)}: unknown suffix '{suffix}' for a picture: known are "
-            f"{', '.join(SUFFIXES)}"
-        )
-    try:
-        missing = importlib.util.find_spec("matplotlib") is None
-    except ValueError:  # somebody has put a module without a spec, or None, in its place
-        missing = True
-    if missing:
-        raise MissingDependencyError("pictures need matplotlib: pip install matplotlib")
-
-
 def plot_comparison(results: Sequence[Compared], path: str | os.PathLike[str]) -> None:
     """Draw words per layer of all results, and the traffic of the best one; atomically.
 
@@ -69,25 +39,17 @@ def plot_comparison(results: Sequence[Compared], path: str | os.PathLike[str]) -
     results
         Of one network with the same number of parts; at least one.
     path
-        The file; its suffix, one of `SUFFIXES`, is the format.
+        The file; its suffix, one of `pictures.SUFFIXES`, is the format.
 
     Raises
     ------
     UsageError, MissingDependencyError
-        As `check_plot`.
+        As `pictures.check_picture`.
     FormatError
         If the file cannot be written.
     """
-    check_plot(path)
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     best = best_of(results)
-    # The user's own settings stay out: a picture does not depend on them.
-    with rc_context({"font.size": 9.0, "svg.hashsalt": "sparsednn"}):
-        figure = Figure(figsize=(11.5, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)  # whatever display there is
+    with picture(path, (11.5, 4.8)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
         _draw_words(left, results)
         _draw_traffic(figure, right, best)
@@ -97,8 +59,6 @@ def plot_comparison(results: Sequence[Compared], path: str | os.PathLike[str]) -
             f"{_count(best.partition.parts, 'part')}",
             fontsize=12,
         )
-        with atomic_file(path) as file:
-            figure.savefig(file, format=Path(path).suffix.lower()[1:], dpi=150)
 
 
 def _count(number: int, noun: str) -> str:

@@ -132,9 +132,9 @@ class Request:
                 "'sparsednn convert' makes other formats of it"
             )
         if self.plot is not None:
-            from sparsednn.training.curves import check_curves
+            from sparsednn.pictures import check_picture
 
-            check_curves(self.plot)
+            check_picture(self.plot)
 
     def _check_repartition(self) -> None:
         if self.repartition is None:

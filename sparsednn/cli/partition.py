@@ -369,9 +369,9 @@ def _check_method(method: str, partitioner: str | None, options: Options) -> Non
 
 def _check_plot(path: Path | None) -> None:
     if path is not None:
-        from sparsednn.partitioners.plot import check_plot
+        from sparsednn.pictures import check_picture
 
-        check_plot(path)
+        check_picture(path)
 
 
 def _draw(results: Sequence[Compared], path: Path | None) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sparsednn.atomic import atomic_file
-from sparsednn.errors import InputError, MissingDependencyError, UsageError
+from sparsednn.errors import InputError
+from sparsednn.pictures import check_picture, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["SUFFIXES", "check_curves", "plot_curves"]
-
-SUFFIXES: Final = (".png", ".svg", ".pdf")
-"""What can be written."""
+__all__ = ["plot_curves"]
 
 _LOSSES: Final = {"loss": "training", "test_loss": "test"}
 _ACCURACIES: Final = {"train_accuracy": "training", "test_accuracy": "test"}
@@ -42,30 +37,6 @@ class _Curve(NamedTuple):
     values: list[float]
 
 
-def check_curves(path: str | os.PathLike[str]) -> None:
-    """Raise what `plot_curves` would, where that can be known beforehand.
-
-    Raises
-    ------
-    UsageError
-        If the suffix is none of `SUFFIXES`.
-    MissingDependencyError
-        If matplotlib is not installed.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(
-            f"{os.fspath(path)}: unknown suffix '{suffix}' for a picture: known are "
-            f"{', '.join(SUFFIXES)}"
-        )
-    try:
-        missing = importlib.util.find_spec("matplotlib") is None
-    except ValueError:  # somebody has put a module without a spec, or None, in its place
-        missing = True
-    if missing:
-        raise MissingDependencyError("pictures need matplotlib: pip install 'sparsednn[plot]'")
-
-
 def plot_curves(
     records: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str = ""
 ) -> None:
@@ -79,20 +50,20 @@ def plot_curves(
         is missing or null is not drawn. The axis is in epochs where each point of a curve has an
         epoch of its own, else in steps.
     path
-        The file; its suffix, one of `SUFFIXES`, is the format.
+        The file; its suffix, one of `pictures.SUFFIXES`, is the format.
     title
         Stands above the picture.
 
     Raises
     ------
     UsageError, MissingDependencyError
-        As `check_curves`.
+        As `pictures.check_picture`.
     InputError
         If there is nothing to draw.
     FormatError
         If the file cannot be written.
     """
-    check_curves(path)
+    check_picture(path)
     panels = [
         (name, curves)
         for name, keys in (("loss", _LOSSES), ("accuracy", _ACCURACIES))
@@ -102,22 +73,13 @@ def plot_curves(
         raise InputError(f"{os.fspath(path)}: nothing to draw: no loss and no accuracy yet")
     in_epochs = all(_ascends(curve.epochs) for _, curves in panels for curve in curves)
 
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # The user's own settings stay out: a picture does not depend on them.
-    with rc_context({"font.size": 9.0, "svg.hashsalt": "sparsednn"}):
-        figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
-        FigureCanvasAgg(figure)  # whatever display there is
+    with picture(path, (5.2 * len(panels), 4.0)) as figure:
         for axes, (name, curves) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
             _draw(axes, name, curves, in_epochs)
         if title:
             figure.suptitle(title, fontsize=12)
-        with atomic_file(path) as file:
-            figure.savefig(file, format=Path(path).suffix.lower()[1:], dpi=150)
 
 
 def _curves(records: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> list[_Curve]:

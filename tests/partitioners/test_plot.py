@@ -11,8 +11,9 @@ from sparsednn import SparseNetwork
 from sparsednn.datasets import radix_net
 from sparsednn.errors import FormatError, MissingDependencyError, UsageError
 from sparsednn.partitioners import Options
-from sparsednn.partitioners.plot import check_plot, plot_comparison
+from sparsednn.partitioners.plot import plot_comparison
 from sparsednn.partitioners.report import Compared, best_of, partitioned
+from sparsednn.pictures import check_picture
 
 pytest.importorskip("matplotlib")
 
@@ -77,5 +78,5 @@ def test_what_cannot_be_drawn(
         plot_comparison(one, tmp_path / "no" / "a.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError, match="pip install matplotlib"):
-        check_plot(tmp_path / "a.png")
+        check_picture(tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsednn.errors import FormatError, InputError, MissingDependencyError, UsageError
-from sparsednn.training.curves import check_curves, plot_curves
+from sparsednn.pictures import check_picture
+from sparsednn.training.curves import plot_curves
 from sparsednn.training.metrics import MetricsFile, read_metrics
 
 
@@ -218,8 +219,8 @@ def test_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(UsageError, match=r"unknown suffix .* known are \.png"):
             plot_curves(epochs(2), tmp_path / name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'sparsednn\[plot\]'"):
-        check_curves(tmp_path / "a.png")
+    with pytest.raises(MissingDependencyError, match=r"pip install matplotlib"):
+        check_picture(tmp_path / "a.png")
 
 
 def test_nothing_to_draw_and_nowhere_to(tmp_path: Path) -> None:
