@@ -44,6 +44,7 @@ from sparsednn import atomic  # noqa: E402
 from sparsednn.errors import SparseDNNError  # noqa: E402
 from sparsednn.formats import write_inputs  # noqa: E402
 from sparsednn.sources import load_network  # noqa: E402
+from sparsednn.training.beginning import PARTITION  # noqa: E402
 from sparsednn.training.checkpoints import read_checkpoint  # noqa: E402
 from sparsednn.training.examples import load_examples  # noqa: E402
 from sparsednn.training.metrics import read_metrics  # noqa: E402
@@ -334,7 +335,7 @@ class KillRuns:
         """Only a kill between linking and renaming may leave a file: one, and a whole one."""
         if not self.run.exists():
             return
-        names = {entry.name for entry in self.run.iterdir()} - {CHECKPOINT, METRICS}
+        names = {entry.name for entry in self.run.iterdir()} - {CHECKPOINT, METRICS, PARTITION}
         new = names - self.left
         # On a file system where all files have names there is nothing that could be done.
         good = all(re.fullmatch(r"\..+\.tmp", name) for name in new)
