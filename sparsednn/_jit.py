@@ -8,6 +8,8 @@ keeps the signature. Import this only inside modules that hold compiled loops: `
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -29,7 +31,25 @@ def jit(function: Callable[P, T]) -> Callable[P, T]:
     happened to be vectorised. Division by zero follows NumPy (no Python exception).
     """
     compiled = numba.njit(function, nogil=True, cache=True, error_model="numpy")
+    # numba looks at the function's own file only when it asks whether what is cached is still true;
+    # but what is compiled has in it what it calls, and that is in other files.
+    index: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if index is not None and hasattr(index, "_source_stamp"):
+        index._source_stamp = (index._source_stamp, _sources())
     return cast(Callable[P, T], compiled)
+
+
+@lru_cache(maxsize=1)
+def _sources() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of all files with functions that compiled code calls."""
+    here = Path(__file__).parent
+    files = [
+        Path(__file__),
+        here / "comm" / "compiled.py",
+        *sorted((here / "kernels").glob("*.py")),
+    ]
+    stats = [(file.name, file.stat()) for file in files if file.exists()]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -35,15 +35,14 @@ from sparsednn.kernels.linked import Link, finish_exchange, start_exchange
 from sparsednn.kernels.microkernel import FIRST, LAST, WHOLE
 from sparsednn.kernels.packing import CLAMP, SIGMOID, TANH, PackedNetwork
 from sparsednn.kernels.sampled import sample_layer
-from sparsednn.kernels.team import meet, seconds
+from sparsednn.kernels.team import arrive, meet, seconds, wait_until, watch
 from sparsednn.kernels.tiles import activate, multiply_layer
 
 __all__ = [
     "PASSES",
     "Passes",
     "Sums",
-    "backward",
-    "forward",
+    "go",
     "load_columns",
     "start_sums",
     "wait_for_sums",
@@ -54,6 +53,8 @@ PASSES = ("forward", "forward wait", "backward", "sample", "backward wait", "sum
 _FORWARD, _FORWARD_WAIT, _BACKWARD, _SAMPLE, _BACKWARD_WAIT, _SUMS_WAIT = range(6)
 #: Sums of a row over a batch go in so many lanes.
 _SUM_LANES = 8
+#: Images whose values are written into a tile side by side, where none is left out.
+_FEW_IMAGES = 8
 
 
 class Sums(NamedTuple):
@@ -69,6 +70,11 @@ class Sums(NamedTuple):
     statuses: NDArray[np.uint8]
 
 
+#: What a round of the team is: places in `Passes.orders`, and what stands at the first.
+PASS, COLUMNS, ADD, AT_ONCE, INPUTS, LAST_TILE = range(6)
+STOP, GO_FORWARD, GO_BACKWARD = range(3)
+
+
 class Passes(NamedTuple):
     """A rank's layers, and the memory of one tile.
 
@@ -78,7 +84,9 @@ class Passes(NamedTuple):
     ``activations`` holds a tile ``(width[l], stride)`` for each neuron layer at ``at[l]``;
     ``received_row[l]`` is the first row of layer l in the expand's receive buffer. ``deltas``
     ``(2, widest * stride)``, ``folded`` ``(most received * stride,)``; ``alive`` ``(threads, …)``,
-    ``order``: what `multiply_layer` wants. ``meeting`` and ``error`` are shared by the threads.
+    ``order``: what `multiply_layer` wants. ``theta`` and ``gradient`` are all parameters (`net` has
+    views of them) and their gradients. ``orders`` (see `PASS`), ``meeting`` and ``error`` are
+    shared by the threads.
     """
 
     net: PackedNetwork
@@ -96,6 +104,10 @@ class Passes(NamedTuple):
     folded: NDArray[np.float32]
     alive: NDArray[np.int32]
     order: NDArray[np.int32]
+    theta: NDArray[np.float32]
+    gradient: NDArray[np.float32]
+    orders: NDArray[np.int64]
+    rate: NDArray[np.float32]  # (1,): learning rate of an order to step at once
     meeting: NDArray[np.int64]
     error: NDArray[np.int64]
     clock: NDArray[np.int64]  # (threads, 2): what `team.seconds` works with
@@ -116,6 +128,22 @@ def load_columns(
     ld: int,
 ) -> None:
     """Write the images `ids` into a tile ``(rows, ld)``; everything else there becomes zero."""
+    dense = values.size > 0
+    for c in range(ids.size):
+        dense = dense and indptr[ids[c] + 1] - indptr[ids[c]] == rows
+    if dense:
+        # Row after row, as the tile lies, of a few images at a time: theirs may be whole pages
+        # apart, and fall into the same few sets of the cache.
+        for first in range(0, ids.size, _FEW_IMAGES):
+            last = min(first + _FEW_IMAGES, ids.size)
+            begins = indptr[ids[first:last]].astype(np.uint64)
+            for row in range(np.uint64(rows)):
+                at = row * np.uint64(ld) + np.uint64(first)
+                for c in range(np.uint64(last - first)):
+                    x[at + c] = values[begins[c] + row]
+        for row in range(rows):
+            x[row * ld + ids.size : (row + 1) * ld] = 0
+        return
     x[: rows * ld] = 0
     stride = np.uint64(ld)
     ones = values.size == 0
@@ -227,24 +255,25 @@ def _bias_gradients(
 def _multiply_derivative(
     s: NDArray[np.float32],
     y: NDArray[np.float32],
-    first: int,
-    last: int,
     code: int,
-    low: float,
-    high: float,
+    low: np.float32,
+    high: np.float32,
 ) -> None:
-    """``s *= f'(y)`` for elements `first` to `last`; f' in terms of y = f(z), zero at kinks."""
+    """``s *= f'(y)``, flat and of equal size; f' in terms of y = f(z), zero at kinks.
+
+    Loops count from 0 and conditions do not branch, or they would not become vector code.
+    """
     one, zero = np.float32(1), np.float32(0)
     if code == CLAMP:
         if low == -np.inf and high == np.inf:
             return
-        for i in range(first, last):
-            s[i] = s[i] if low < y[i] < high else zero
+        for i in range(s.size):
+            s[i] = s[i] if (y[i] > low) & (y[i] < high) else zero
     elif code == SIGMOID:
-        for i in range(first, last):
+        for i in range(s.size):
             s[i] *= y[i] * (one - y[i])
     elif code == TANH:
-        for i in range(first, last):
+        for i in range(s.size):
             s[i] *= one - y[i] * y[i]
 
 
@@ -254,9 +283,10 @@ def _add_incoming(p: Passes, layer: int, s: NDArray[np.float32], columns: int) -
     places, first = p.expand.pack_rows, p.expand.pack_first[layer]
     received = p.fold.receive
     for row in range(p.expand.pack_first[layer + 1] - first):
-        at, source = np.int64(places[first + row]) * p.stride, row * columns
+        at = np.int64(places[first + row]) * p.stride
+        into, source = s[at : at + columns], received[row * columns : (row + 1) * columns]
         for c in range(columns):
-            s[at + c] += received[source + c]
+            into[c] += source[c]
 
 
 @jit
@@ -351,10 +381,11 @@ def backward(
             p.error[0] |= _start_sum(p.sums, layer, out)
         if layer > 0:
             first, last = _rows_of(p.net.width[layer], thread, threads)
-            y = p.activations[p.at[layer] :]
+            y = p.activations[p.at[layer] + first * ld : p.at[layer] + last * ld]
             _multiply_derivative(
-                s, y, first * ld, last * ld, p.code[layer - 1], p.low[layer - 1], p.high[layer - 1]
-            )
+                s[first * ld : last * ld], y, p.code[layer - 1], p.low[layer - 1],
+                p.high[layer - 1],
+            )  # fmt: skip
             meet(meeting, threads)
         if thread == 0:
             p.seconds[layer, _BACKWARD] += seconds(clock) - begin
@@ -395,3 +426,36 @@ def start_sums(p: Passes, gradient: NDArray[np.float32]) -> int:
     for layer in range(p.code.size - 1, -1, -1):
         error |= _start_sum(p.sums, layer, gradient)
     return error | _start_sum(p.sums, p.code.size, gradient)
+
+
+@jit
+def go(p: Passes, thread: int, given: int, ended: int, seen: int) -> int:
+    """A thread's part in rounds of the team (`team.Team`), which do what ``p.orders`` says.
+
+    Thread 0 does one round, and waits until `ended` has reached `seen`. The others do rounds as
+    long as they come: see ``serve`` there. One function for both, since compiling takes long.
+    """
+    while True:
+        if thread != 0:
+            now = watch(given, seen)
+            if now == seen:
+                return seen
+            seen = now
+            if p.orders[PASS] == STOP:
+                return -1
+        columns = p.orders[COLUMNS]
+        if p.orders[PASS] == GO_FORWARD:
+            forward(p, columns, thread)
+        else:
+            at_once = p.orders[AT_ONCE] != 0
+            backward(
+                p, columns, thread,
+                p.theta if at_once else p.gradient,
+                1 if at_once else p.orders[ADD],
+                -p.rate[0] if at_once else np.float32(1),
+                p.orders[INPUTS], p.orders[LAST_TILE],
+            )  # fmt: skip
+        if thread == 0:
+            wait_until(ended, seen)
+            return seen
+        arrive(ended)

@@ -246,6 +246,11 @@ def _block_multiply(rows: int, vectors: int) -> Callable[..., None]:
                     ahead = b.add(x, b.mul(b.sext(later, _I64), row_bytes))
                     for v in range(vectors):
                         _prefetch(b, b.add(ahead, _int64(_VEC_BYTES * v)))
+                if indirect and rows >= _PREFETCH_ROWS:
+                    for r in range(rows):
+                        offset = _BYTES * (rows * PREFETCH_COLUMNS + r)
+                        slot = b.sext(b.load(_at(b, first, offset, _I32)), _I64)
+                        _prefetch(b, b.add(values, b.mul(slot, _int64(_BYTES))))
                 for r in range(rows):
                     if indirect:
                         slot = b.sext(b.load(_at(b, first, _BYTES * r, _I32)), _I64)

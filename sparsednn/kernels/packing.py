@@ -224,7 +224,9 @@ def pack_rows(
     group_rows
         Cut groups into such of at most so many rows, for whoever divides groups among threads.
     """
-    weight = np.empty(edges, dtype)
+    weight = np.empty(edges + PREFETCH_COLUMNS * MAX_ROWS, dtype)  # room to read ahead
+    weight[edges:] = 0
+    weight = weight[:edges]
     plans: list[_Blocks] = []
     targets, biases, block_weights, limits = [], [], [], []
     at = 0

@@ -212,58 +212,57 @@ def emulate(
     return np.asarray(x[pattern] @ delta.T, dtype=np.float32)
 
 
-@intrinsic
-def _float_at(typing_context: Any, address: Any) -> Any:
-    signature = types.float32(types.int64)
+def _block_outer(rows: int) -> Callable[..., None]:
+    """Make the intrinsic for a block of `rows` rows and one image: there is nothing to sum over.
 
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        return b.load(_at(b, args[0], 0, _F32))
+    Arguments as for `_block_sample`; one column's products are stored as one small vector.
+    """
 
-    return signature, generate
+    @intrinsic
+    def outer_block(
+        typing_context: Any,
+        x: Any,
+        ldx: Any,
+        pattern: Any,
+        n_cols: Any,
+        delta: Any,
+        ldd: Any,
+        targets: Any,
+        out: Any,
+        add: Any,
+        scale: Any,
+    ) -> Any:
+        signature = types.void(*[types.int64] * 9, types.float32)
+
+        def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+            x, ldx, pattern, n_cols, delta, ldd, targets, out, add, scale = args
+            kind = ir.VectorType(_F32, rows)
+            undefined = ir.Constant(kind, ir.Undefined)
+            zero = ir.Constant(kind, [0.0] * rows)
+            adds = b.icmp_unsigned("!=", add, _int64(0))
+            row_bytes, delta_bytes = (b.mul(ld, _int64(_BYTES)) for ld in (ldx, ldd))
+            of_rows = undefined
+            for r in range(rows):
+                target = b.sext(b.load(_at(b, targets, _BYTES * r, _I32)), _I64)
+                one = b.load(_at(b, delta, b.mul(target, delta_bytes), _F32))
+                of_rows = b.insert_element(of_rows, b.fmul(one, scale), ir.Constant(_I32, r))
+            with cgutils.for_range(b, n_cols, intp=_I64) as loop:
+                number = b.load(_at(b, pattern, b.mul(loop.index, _int64(_BYTES)), _I32))
+                one = b.load(_at(b, x, b.mul(b.sext(number, _I64), row_bytes), _F32))
+                same = b.insert_element(undefined, one, ir.Constant(_I32, 0))
+                lanes = ir.Constant(ir.VectorType(_I32, rows), [0] * rows)
+                products = b.fmul(of_rows, b.shuffle_vector(same, undefined, lanes))
+                place = _at(b, out, b.mul(loop.index, _int64(_BYTES * rows)), kind)
+                before = b.select(adds, b.load(place, align=_BYTES), zero)
+                b.store(b.fadd(before, products), place, align=_BYTES)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return outer_block
 
 
-@intrinsic
-def _int_at(typing_context: Any, address: Any) -> Any:
-    signature = types.int64(types.int64)
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        return b.sext(b.load(_at(b, args[0], 0, _I32)), _I64)
-
-    return signature, generate
-
-
-@intrinsic
-def _store(typing_context: Any, address: Any, value: Any) -> Any:
-    signature = types.void(types.int64, types.float32)
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        b.store(args[1], _at(b, args[0], 0, _F32))
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@jit
-def _sample_one(
-    x: int,
-    ldx: int,
-    pattern: int,
-    n_cols: int,
-    delta: int,
-    ldd: int,
-    targets: int,
-    rows: int,
-    out: int,
-    add: int,
-    scale: np.float32,
-) -> None:
-    """One image: there is nothing to sum over, so an outer product; arguments as of a block."""
-    for r in range(rows):
-        d = scale * _float_at(delta + 4 * ldd * _int_at(targets + 4 * r))
-        for k in range(n_cols):
-            place = out + 4 * (k * rows + r)
-            product = d * _float_at(x + 4 * ldx * _int_at(pattern + 4 * k))
-            _store(place, product + _float_at(place) if add else product)
+_O1, _O2, _O4, _O8 = (_block_outer(rows) for rows in (1, 2, 4, 8))
 
 
 @jit
@@ -297,7 +296,14 @@ def sample_layer(
             g = out + 4 * net.block_weight[block]
             t = target + 4 * row
             if columns == 1:
-                _sample_one(x, ldx, p, n, delta, ldd, t, rows, g, add, scale)
+                if rows == 8:
+                    _O8(x, ldx, p, n, delta, ldd, t, g, add, scale)
+                elif rows == 4:
+                    _O4(x, ldx, p, n, delta, ldd, t, g, add, scale)
+                elif rows == 2:
+                    _O2(x, ldx, p, n, delta, ldd, t, g, add, scale)
+                else:
+                    _O1(x, ldx, p, n, delta, ldd, t, g, add, scale)
                 continue
             first = 0
             more = np.int64(add)

@@ -7,7 +7,6 @@ going back to Python. Must not know: what is computed.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +18,13 @@ from numpy.typing import NDArray
 
 from sparsednn._jit import intrinsic, jit
 
-__all__ = ["Team", "meet", "seconds"]
+__all__ = ["Team", "arrive", "meet", "seconds", "wait_until", "watch"]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _SPINS = 4096  # looks at the counter before the core is offered to others
+#: Looks for the next function before a thread falls asleep: some hundred microseconds, as long as
+#: what usually comes between two passes.
+_PATIENCE = 400_000
 
 
 @intrinsic
@@ -100,54 +102,83 @@ def meet(counter: int, threads: int) -> None:
             _offer_core()
 
 
-class Team:
-    """A fixed number of threads that run one function together, each with its number.
+@jit
+def watch(counter: int, seen: int) -> int:
+    """Wait a moment until the int64 at `counter` is no longer `seen`; returns what it is."""
+    now = seen
+    for _ in range(_PATIENCE):
+        now = int(_look(counter))
+        if now != seen:
+            break
+    return now
 
-    The caller's thread is number 0 (the one that talks to MPI). Use it in a ``with`` block, or
-    `close` it; the threads are daemons, so a program that ends does not wait for them.
+
+@jit
+def arrive(counter: int) -> None:
+    """Add one to the int64 at `counter`; what was written before is seen by who sees that."""
+    _count(counter, 1)
+
+
+@jit
+def wait_until(counter: int, target: int) -> None:
+    """Wait until the int64 at `counter` has reached `target`."""
+    spins = 0
+    while _look(counter) < target:
+        spins += 1
+        if spins >= _SPINS:
+            _offer_core()
+
+
+class Team:
+    """Threads that wait for work in compiled code, beside the caller's, which is number 0.
+
+    A *round* is one piece of work for all. Between two rounds the others spin for a moment in
+    compiled code, since going back to Python would mean to wait for its lock twice, and that takes
+    longer than a small pass; only when nothing comes they go back there, and to sleep.
+
+    Parameters
+    ----------
+    threads
+        How many, the caller's included.
+    serve
+        ``serve(number, given, ended, seen)`` runs on each of the others, without the lock: it waits
+        with `watch` at the address `given` until that is not `seen` any more, does the round,
+        arrives (`arrive`) at the address `ended`, and so on. It returns the number of the last
+        round that it has done when nothing comes, and -1 when it is told to end.
+
+    Notes
+    -----
+    The threads are daemons: a program that ends does not wait for them.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, serve: Callable[[int, int, int, int], int]) -> None:
         self.threads = threads
-        self._tasks: list[queue.SimpleQueue[Callable[[int], None] | None]] = []
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        # Rounds begun; and how many times one of the others has ended one. A cache line each.
+        self._cells = np.zeros(16, np.int64)
+        self._given = self._cells.ctypes.data
+        self.ended = self._given + 64
+        self._rounds = 0
+        self._serve = serve
+        self._sleeping = threading.Condition()
         for number in range(1, threads):
-            tasks: queue.SimpleQueue[Callable[[int], None] | None] = queue.SimpleQueue()
-            self._tasks.append(tasks)
-            threading.Thread(target=self._work, args=(tasks, number), daemon=True).start()
+            threading.Thread(target=self._work, args=(number,), daemon=True).start()
 
-    def _work(self, tasks: queue.SimpleQueue[Callable[[int], None] | None], number: int) -> None:
-        while (task := tasks.get()) is not None:
-            try:
-                task(number)
-            except BaseException as error:  # told to the caller below
-                self._done.put(error)
-            else:
-                self._done.put(None)
+    def _work(self, number: int) -> None:
+        seen = 0
+        while (seen := self._serve(number, self._given, self.ended, seen)) >= 0:
+            with self._sleeping:
+                while self._cells[0] == seen:
+                    self._sleeping.wait()
 
-    def run(self, task: Callable[[int], None]) -> None:
-        """Run ``task(number)`` on all threads; returns when all are done, raises what one raised.
+    def begin(self) -> int:
+        """Begin a round; returns what the int64 at `ended` will have reached at its end.
 
-        A task whose threads `meet` must not raise in one of them only: the others would wait.
+        What to do in it has been written where `serve` looks for it, before. The caller does its
+        own part, and waits with `wait_until`, before the next round begins.
         """
-        for tasks in self._tasks:
-            tasks.put(task)
-        errors: list[BaseException | None] = []
-        try:
-            task(0)
-        finally:
-            errors += [self._done.get() for _ in self._tasks]
-        for error in errors:
-            if error is not None:
-                raise error
-
-    def close(self) -> None:
-        """End the threads."""
-        while self._tasks:
-            self._tasks.pop().put(None)
-
-    def __enter__(self) -> Team:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self.close()
+        self._rounds += 1
+        if self.threads > 1:
+            with self._sleeping:
+                arrive(self._given)
+                self._sleeping.notify_all()
+        return self._rounds * (self.threads - 1)

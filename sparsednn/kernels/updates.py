@@ -19,7 +19,7 @@ from sparsednn.kernels.cpu import in_threads
 __all__ = ["adam", "first_bad", "momentum_sgd", "plain_sgd", "squared_norm"]
 
 _F32 = NDArray[np.float32]
-_LARGE = 1 << 18  # elements; below, starting a thread costs more than the work
+_LARGE = 1 << 21  # elements; below, starting a thread costs more than the work
 _LINE = 16  # float32 of a cache line: no two threads write to the same
 _BLOCK = 1 << 14  # elements summed in one go; a part of the definition of `squared_norm`
 _CHECKED = 1 << 12  # elements that `first_bad` looks at before it decides

@@ -27,11 +27,19 @@ from sparsednn.distributed.shard import NetworkShard, whole_shard
 from sparsednn.errors import InputError, LaunchError, ShapeError
 from sparsednn.inputs import InputSet
 from sparsednn.kernels.backprop import (
+    ADD,
+    AT_ONCE,
+    COLUMNS,
+    GO_BACKWARD,
+    GO_FORWARD,
+    INPUTS,
+    LAST_TILE,
+    PASS,
     PASSES,
+    STOP,
     Passes,
     Sums,
-    backward,
-    forward,
+    go,
     load_columns,
     start_sums,
     wait_for_sums,
@@ -92,7 +100,6 @@ class CompiledEngine:
         self._width = [int(np.count_nonzero(owners == shard.part)) for owners in shard.owners]
         self.n_rows = self._width[-1]
         self._stack = ExitStack()
-        self._team = self._stack.enter_context(Team(threads))
         self._lengths = [layer.nnz for layer in shard.layers]
         self._rows = [layer.bias.size for layer in shard.layers]
         self._check_size()
@@ -107,6 +114,7 @@ class CompiledEngine:
         self.gradient[:] = 0
         self.tile = self._choose_tile(plans, columns, threads)
         self._passes = self._make_passes(shard, plans, net, back, threads)
+        self._team = self._make_team(threads)
         self._columns = 0  # of the last forward pass
         self._counted = [np.zeros((len(plans), 2), np.int64) for _ in range(2)]
         self.theta[:] = self.flat([(layer.values, layer.bias) for layer in shard.layers])
@@ -209,6 +217,10 @@ class CompiledEngine:
             folded=_zeros(int(received.max(initial=0)) * ld + slack),
             alive=np.zeros((threads, ld + slack), np.int32),
             order=np.tile(np.arange(longest + 1, dtype=np.int32), (2, 1)),
+            theta=self.theta,
+            gradient=self.gradient,
+            orders=np.zeros(8, np.int64),
+            rate=np.zeros(1, np.float32),
             meeting=np.zeros(16, np.int64),
             error=np.zeros(1, np.int64),
             clock=np.zeros((threads, 2), np.int64),
@@ -216,6 +228,35 @@ class CompiledEngine:
             stride=ld,
             threads=threads,
         )
+
+    def _make_team(self, threads: int) -> Team:
+        passes = self._passes
+
+        def work(number: int, given: int, ended: int, seen: int) -> int:
+            return go(passes, number, given, ended, seen)
+
+        team = Team(threads, work)
+
+        def stop() -> None:
+            passes.orders[PASS] = STOP
+            team.begin()
+
+        self._stack.callback(stop)
+        return team
+
+    def _run(self, kind: int, columns: int, **orders: int) -> None:
+        """Let all threads do a pass."""
+        p = self._passes
+        p.orders[:] = 0
+        p.orders[PASS], p.orders[COLUMNS] = kind, columns
+        for name, place in (
+            ("add", ADD), ("at_once", AT_ONCE), ("inputs", INPUTS), ("last", LAST_TILE)
+        ):  # fmt: skip
+            p.orders[place] = orders.get(name, 0)
+        go(p, 0, 0, self._team.ended, self._team.begin())
+        code = int(p.error[0])
+        if code:
+            raise LaunchError(f"MPI reports an error in an exchange: {mpi_error(code)}")
 
     def _make_sums(self) -> Sums:
         """One message for each layer's weights, and one for all biases."""
@@ -292,8 +333,7 @@ class CompiledEngine:
         )
         columns = self._columns = int(ids.size)
         if columns:
-            self._team.run(lambda thread: forward(p, columns, thread))
-            self._check_mpi()
+            self._run(GO_FORWARD, columns)
         self._count()
         return self.activations_of(len(self._width) - 1)
 
@@ -324,14 +364,11 @@ class CompiledEngine:
         into = p.deltas[0][: self.n_rows * p.stride].reshape(self.n_rows, p.stride)
         into[:, columns:] = 0
         into[:, :columns] = delta
-        out, scale, adding = self.gradient, 1.0, int(add)
-        if rate is not None:
-            out, scale, adding = self.theta, -rate, 1
-        scale32, inputs, ending = np.float32(scale), int(self.input_gradient), int(last)
-        self._team.run(
-            lambda thread: backward(p, columns, thread, out, adding, scale32, inputs, ending)
-        )
-        self._check_mpi()
+        p.rate[0] = 0.0 if rate is None else rate
+        self._run(
+            GO_BACKWARD, columns, add=int(add), at_once=int(rate is not None),
+            inputs=int(self.input_gradient), last=int(last),
+        )  # fmt: skip
         self._count()
 
     def finish_gradient(self) -> None:

@@ -137,9 +137,9 @@ def loss_gradient(
     """
     if images < max(1, y.shape[-1]):
         raise UsageError(f"a mean over {images} images, with {y.shape[-1]} of them given")
-    result, gradient = _evaluate(loss, activation, y, targets, rows, n_out, group, wanted=True)
+    factor = 2.0 / (n_out * images) if loss == "mse" else 1.0 / images
+    result, gradient = _evaluate(loss, activation, y, targets, rows, n_out, group, factor)
     with np.errstate(all="ignore"):
-        gradient *= y.dtype.type(2.0 / (n_out * images) if loss == "mse" else 1.0 / images)
         if activation.kind not in ("identity", "softmax"):
             gradient *= derivative(activation, y)
     return result, gradient
@@ -155,7 +155,7 @@ def score(
     group: Group,
 ) -> Score:
     """Loss and correct images of some columns; parameters and errors as of `loss_gradient`."""
-    return _evaluate(loss, activation, y, targets, rows, n_out, group, wanted=False)[0]
+    return _evaluate(loss, activation, y, targets, rows, n_out, group, None)[0]
 
 
 def derivative(activation: Activation, y: _Floats) -> _Floats:
@@ -191,10 +191,9 @@ def _evaluate(
     rows: NDArray[np.int32],
     n_out: int,
     group: Group,
-    *,
-    wanted: bool,
+    factor: float | None,
 ) -> tuple[Score, _Floats]:
-    """Return the score, and (of no use if not `wanted`) the gradient without its constant factor.
+    """Return the score, and `factor` times the gradient (of no use if there is no factor).
 
     With respect to the outputs; with respect to the logits where the last activation is softmax.
     """
@@ -202,41 +201,45 @@ def _evaluate(
     # NaN and infinity show in the loss, and training stops there with a reason.
     with np.errstate(all="ignore"):
         if loss == "cross-entropy":
-            losses, correct, gradient = _cross_entropy(y, targets, rows, group, wanted)
+            losses, correct, gradient = _cross_entropy(y, targets, rows, group, factor)
         else:
             softmax = activation.kind == "softmax"
-            losses, correct, gradient = _squares(y, targets, rows, group, softmax, wanted)
+            losses, correct, gradient = _squares(y, targets, rows, group, softmax, factor)
             losses /= n_out
         return Score(float(losses.sum()), correct, y.shape[1]), gradient
 
 
 def _cross_entropy(
-    y: _Floats, targets: Targets, rows: NDArray[np.int32], group: Group, wanted: bool
+    y: _Floats, targets: Targets, rows: NDArray[np.int32], group: Group, factor: float | None
 ) -> tuple[NDArray[np.float64], int, _Floats]:
     """Loss of each image; how many are correct; softmax times the targets' sum, less targets."""
+    from sparsednn.kernels.columns import scale_columns, subtract_from_columns
+
     labels, values = targets
+    gradient = np.array(y, order="C")
     # Softmax does not change if all logits of an image are shifted: by the largest, exp is at most
     # 1, and the sum at least 1.
-    largest = _largest(y, group)
-    gradient = y - largest
+    largest = _largest(gradient, group)
     sums = np.zeros((3, y.shape[1]))  # of exp(shifted); target * shifted; misses or targets
+    if labels is not None:
+        sums[2] = _misses(gradient, largest, labels, rows)
+    subtract_from_columns(gradient, largest)
     if labels is not None:
         own, columns = _own_labels(labels, rows)
         sums[1, columns] = gradient[own, columns]
-        sums[2] = _misses(y, largest, labels, rows, own, columns)
     elif values is not None:
         np.sum(values * gradient, axis=0, dtype=np.float64, out=sums[1])
         np.sum(values, axis=0, dtype=np.float64, out=sums[2])
     np.exp(gradient, out=gradient)
-    np.sum(gradient, axis=0, dtype=np.float64, out=sums[0])
+    sums[0] = _column_sums(gradient)
     _allreduce(sums, "sum", group)
 
     weight = np.ones_like(sums[2]) if labels is not None else sums[2]
     losses: NDArray[np.float64] = weight * np.log(sums[0]) - sums[1]
     correct = 0 if labels is None else _count_correct(losses, sums[2])
-    if wanted:
-        gradient *= (weight / sums[0]).astype(y.dtype)
-        _subtract_targets(gradient, targets, rows)
+    if factor is not None:
+        scale_columns(gradient, (factor * weight / sums[0]).astype(y.dtype))
+        _subtract_targets(gradient, targets, rows, factor)
     return losses, correct, gradient
 
 
@@ -246,41 +249,55 @@ def _squares(
     rows: NDArray[np.int32],
     group: Group,
     softmax: bool,
-    wanted: bool,
+    factor: float | None,
 ) -> tuple[NDArray[np.float64], int, _Floats]:
-    """Sum of squared errors of each image; how many are correct; half its gradient."""
+    """Sum of squared errors of each image; how many are correct; factor times half the gradient."""
     labels = targets.labels
     sums = np.zeros((3 if softmax else 2, y.shape[1]))  # of squares; misses; error * output
-    outputs = y
+    outputs = np.array(y, order="C")
     if labels is not None or softmax:
-        largest = _largest(y, group)
+        largest = _largest(outputs, group)
         if labels is not None:
-            sums[1] = _misses(y, largest, labels, rows, *_own_labels(labels, rows))
+            sums[1] = _misses(outputs, largest, labels, rows)
         if softmax:
-            outputs = np.exp(y - largest)
-            totals = outputs.sum(axis=0, dtype=np.float64)
+            outputs = np.exp(outputs - largest)
+            totals = _column_sums(outputs)
             _allreduce(totals, "sum", group)
             outputs /= totals.astype(y.dtype)
     error = outputs.copy()
-    _subtract_targets(error, targets, rows)
+    _subtract_targets(error, targets, rows, 1.0)
     np.sum(np.square(error, dtype=np.float64), axis=0, out=sums[0])
     if softmax:
         np.sum(error * outputs, axis=0, dtype=np.float64, out=sums[2])
     _allreduce(sums, "sum", group)
 
     correct = 0 if labels is None else _count_correct(sums[0], sums[1])
-    if wanted and softmax:
+    if factor is not None and softmax:
         # The Jacobian of softmax p: dp_j / dz_k = p_k ((j == k) - p_j).
         error -= sums[2].astype(y.dtype)
         error *= outputs
+    if factor is not None:
+        error *= y.dtype.type(factor)
     return sums[0], correct, error
 
 
 def _largest(y: _Floats, group: Group) -> _Floats:
     """Return the largest output of each image, ``(B,)``, over all ranks."""
-    largest: _Floats = y.max(axis=0, initial=-np.inf)
+    from sparsednn.kernels.columns import raise_to
+
+    largest = np.full(y.shape[1], -np.inf, y.dtype)
+    raise_to(largest, y)
     _allreduce(largest, "max", group)
     return largest
+
+
+def _column_sums(array: _Floats) -> NDArray[np.float64]:
+    """Sums over the rows, ``(B,)``."""
+    from sparsednn.kernels.columns import add_column_sums
+
+    sums = np.zeros(array.shape[1])
+    add_column_sums(sums, array)
+    return sums
 
 
 def _own_labels(
@@ -298,16 +315,17 @@ def _misses(
     largest: _Floats,
     labels: NDArray[np.int64],
     rows: NDArray[np.int32],
-    own: NDArray[np.intp],
-    columns: NDArray[np.intp],
 ) -> NDArray[np.float64]:
     """Reasons on this rank, by image, why the label is not the first of the largest outputs.
 
     A row before the label's is as large as the largest, or the label's own row is not: so a sum
     tells what would otherwise take an argmax over ranks. An image is correct if no rank has one.
     """
-    ahead = (y == largest) & (rows[:, None] < labels)
-    misses: NDArray[np.float64] = ahead.any(axis=0).astype(np.float64)
+    from sparsednn.kernels.columns import count_misses
+
+    misses = np.zeros(labels.size)
+    count_misses(misses, y, largest, rows, labels)
+    own, columns = _own_labels(labels, rows)
     misses[columns] += y[own, columns] != largest[columns]
     return misses
 
@@ -317,12 +335,14 @@ def _count_correct(losses: NDArray[np.float64], misses: NDArray[np.float64]) -> 
     return int(np.count_nonzero((misses == 0) & ~np.isnan(losses)))
 
 
-def _subtract_targets(outputs: _Floats, targets: Targets, rows: NDArray[np.int32]) -> None:
-    """Subtract this rank's targets, one-hot for labels, in place."""
+def _subtract_targets(
+    outputs: _Floats, targets: Targets, rows: NDArray[np.int32], factor: float
+) -> None:
+    """Subtract `factor` times this rank's targets, one-hot for labels, in place."""
     if targets.labels is not None:
-        outputs[_own_labels(targets.labels, rows)] -= 1
+        outputs[_own_labels(targets.labels, rows)] -= outputs.dtype.type(factor)
     elif targets.values is not None:
-        np.subtract(outputs, targets.values, out=outputs, casting="same_kind")
+        outputs -= outputs.dtype.type(factor) * targets.values.astype(outputs.dtype, copy=False)
 
 
 def _allreduce(array: _Floats, op: str, group: Group) -> None:
