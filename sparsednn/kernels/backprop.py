@@ -24,135 +24,38 @@ MPI. Every element is computed by one thread in a fixed order: results do not de
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn._jit import jit
-from sparsednn.comm.compiled import Calls, iallreduce, waitall
+from sparsednn.comm.compiled import iallreduce, waitall
 from sparsednn.kernels.linked import Link, finish_exchange, start_exchange
 from sparsednn.kernels.microkernel import FIRST, LAST, WHOLE
-from sparsednn.kernels.packing import CLAMP, SIGMOID, TANH, PackedNetwork
+from sparsednn.kernels.packing import SIGMOID, TANH
+from sparsednn.kernels.passes import (
+    ADD,
+    AT_ONCE,
+    BACKWARD,
+    BACKWARD_WAIT,
+    COLUMNS,
+    FORWARD,
+    FORWARD_WAIT,
+    GO_FORWARD,
+    INPUTS,
+    LAST_TILE,
+    PASS,
+    SAMPLE,
+    STOP,
+    SUMS_WAIT,
+    Passes,
+    Sums,
+)
 from sparsednn.kernels.sampled import sample_layer
 from sparsednn.kernels.team import arrive, meet, seconds, wait_until, watch
+from sparsednn.kernels.tile_loops import bias_gradients, multiply_derivative
 from sparsednn.kernels.tiles import activate, multiply_layer
 
-__all__ = [
-    "PASSES",
-    "Passes",
-    "Sums",
-    "go",
-    "load_columns",
-    "start_sums",
-    "wait_for_sums",
-]
-
-#: What the time of a step goes into: columns of `Passes.seconds`.
-PASSES = ("forward", "forward wait", "backward", "sample", "backward wait", "sums wait")
-_FORWARD, _FORWARD_WAIT, _BACKWARD, _SAMPLE, _BACKWARD_WAIT, _SUMS_WAIT = range(6)
-#: Sums of a row over a batch go in so many lanes.
-_SUM_LANES = 8
-#: Images whose values are written into a tile side by side, where none is left out.
-_FEW_IMAGES = 8
-
-
-class Sums(NamedTuple):
-    """Sums of gradients over data groups: one message for each layer's weights, one for biases.
-
-    `calls` are those of the data groups' communicator; ``requests`` one handle for each.
-    """
-
-    calls: Calls
-    wanted: int  # 0: there is one data group
-    first: NDArray[np.int64]  # (layers + 2,): where in the gradient each message begins
-    requests: NDArray[np.uint8]
-    statuses: NDArray[np.uint8]
-
-
-#: What a round of the team is: places in `Passes.orders`, and what stands at the first.
-PASS, COLUMNS, ADD, AT_ONCE, INPUTS, LAST_TILE = range(6)
-STOP, GO_FORWARD, GO_BACKWARD = range(3)
-
-
-class Passes(NamedTuple):
-    """A rank's layers, and the memory of one tile.
-
-    `net` has the parts of `kernels.linked` (three for each layer, each cut for the threads by
-    `packing.divide`), `back` two for each layer: the received, then the owned columns as rows, with
-    int32 places in ``net.weight``. ``code``, ``low``, ``high`` ``(layers,)`` are the activations.
-    ``activations`` holds a tile ``(width[l], stride)`` for each neuron layer at ``at[l]``;
-    ``received_row[l]`` is the first row of layer l in the expand's receive buffer. ``deltas``
-    ``(2, widest * stride)``, ``folded`` ``(most received * stride,)``; ``alive`` ``(threads, …)``,
-    ``order``: what `multiply_layer` wants. ``theta`` and ``gradient`` are all parameters (`net` has
-    views of them) and their gradients. ``orders`` (see `PASS`), ``meeting`` and ``error`` are
-    shared by the threads.
-    """
-
-    net: PackedNetwork
-    back: PackedNetwork
-    code: NDArray[np.int64]
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    expand: Link
-    fold: Link
-    sums: Sums
-    activations: NDArray[np.float32]
-    at: NDArray[np.int64]
-    received_row: NDArray[np.int64]
-    deltas: NDArray[np.float32]
-    folded: NDArray[np.float32]
-    alive: NDArray[np.int32]
-    order: NDArray[np.int32]
-    theta: NDArray[np.float32]
-    gradient: NDArray[np.float32]
-    orders: NDArray[np.int64]
-    rate: NDArray[np.float32]  # (1,): learning rate of an order to step at once
-    meeting: NDArray[np.int64]
-    error: NDArray[np.int64]
-    clock: NDArray[np.int64]  # (threads, 2): what `team.seconds` works with
-    seconds: NDArray[np.float64]  # (layers, PASSES), of thread 0
-    stride: int
-    threads: int
-
-
-@jit
-def load_columns(
-    indptr: NDArray[np.int64],
-    narrow: NDArray[np.uint16],
-    wide: NDArray[np.int32],
-    values: NDArray[np.float32],
-    ids: NDArray[np.int64],
-    x: NDArray[np.float32],
-    rows: int,
-    ld: int,
-) -> None:
-    """Write the images `ids` into a tile ``(rows, ld)``; everything else there becomes zero."""
-    dense = values.size > 0
-    for c in range(ids.size):
-        dense = dense and indptr[ids[c] + 1] - indptr[ids[c]] == rows
-    if dense:
-        # Row after row, as the tile lies, of a few images at a time: theirs may be whole pages
-        # apart, and fall into the same few sets of the cache.
-        for first in range(0, ids.size, _FEW_IMAGES):
-            last = min(first + _FEW_IMAGES, ids.size)
-            begins = indptr[ids[first:last]].astype(np.uint64)
-            for row in range(np.uint64(rows)):
-                at = row * np.uint64(ld) + np.uint64(first)
-                for c in range(np.uint64(last - first)):
-                    x[at + c] = values[begins[c] + row]
-        for row in range(rows):
-            x[row * ld + ids.size : (row + 1) * ld] = 0
-        return
-    x[: rows * ld] = 0
-    stride = np.uint64(ld)
-    ones = values.size == 0
-    for c in range(ids.size):
-        column = np.uint64(c)
-        begin, end = np.uint64(indptr[ids[c]]), np.uint64(indptr[ids[c] + 1])
-        for k in range(begin, end):
-            feature = np.uint64(narrow[k]) if narrow.size else np.uint64(wide[k])
-            x[feature * stride + column] = np.float32(1) if ones else values[k]
+__all__ = ["go", "start_sums", "wait_for_sums"]
 
 
 @jit
@@ -199,9 +102,9 @@ def forward(p: Passes, columns: int, thread: int) -> None:
             if thread == 0:
                 now = seconds(clock)
                 p.error[0] |= finish_exchange(p.expand, layer, columns)
-                p.seconds[layer, _FORWARD] += now - begin
+                p.seconds[layer, FORWARD] += now - begin
                 begin = seconds(clock)
-                p.seconds[layer, _FORWARD_WAIT] += begin - now
+                p.seconds[layer, FORWARD_WAIT] += begin - now
             meet(meeting, threads)
             if p.error[0] != 0:
                 return
@@ -217,64 +120,7 @@ def forward(p: Passes, columns: int, thread: int) -> None:
             activate(tile, last - first, ld, columns, p.code[layer])
         meet(meeting, threads)
         if thread == 0:
-            p.seconds[layer, _FORWARD] += seconds(clock) - begin
-
-
-@jit
-def _bias_gradients(
-    net: PackedNetwork,
-    part: int,
-    delta: NDArray[np.float32],
-    ld: int,
-    columns: int,
-    out: NDArray[np.float32],
-    add: int,
-    scale: np.float32,
-) -> None:
-    """``g_b (+)= scale * sum of delta over the batch`` of the rows of a part, in `_SUM_LANES`."""
-    first = net.group_block[net.layer_group[part]]
-    last = net.group_block[net.layer_group[part + 1]]
-    lanes = np.empty(_SUM_LANES, np.float32)
-    for row in range(net.block_row[first], net.block_row[last]):
-        at = net.target[row] * ld
-        lanes[:] = 0
-        whole = columns // _SUM_LANES * _SUM_LANES
-        for c in range(0, whole, _SUM_LANES):
-            for i in range(_SUM_LANES):
-                lanes[i] += delta[at + c + i]
-        for c in range(whole, columns):
-            lanes[c - whole] += delta[at + c]
-        total = np.float32(0)
-        for i in range(_SUM_LANES):
-            total += lanes[i]
-        total *= scale
-        out[row] = out[row] + total if add != 0 else total
-
-
-@jit
-def _multiply_derivative(
-    s: NDArray[np.float32],
-    y: NDArray[np.float32],
-    code: int,
-    low: np.float32,
-    high: np.float32,
-) -> None:
-    """``s *= f'(y)``, flat and of equal size; f' in terms of y = f(z), zero at kinks.
-
-    Loops count from 0 and conditions do not branch, or they would not become vector code.
-    """
-    one, zero = np.float32(1), np.float32(0)
-    if code == CLAMP:
-        if low == -np.inf and high == np.inf:
-            return
-        for i in range(s.size):
-            s[i] = s[i] if (y[i] > low) & (y[i] < high) else zero
-    elif code == SIGMOID:
-        for i in range(s.size):
-            s[i] *= y[i] * (one - y[i])
-    elif code == TANH:
-        for i in range(s.size):
-            s[i] *= one - y[i] * y[i]
+            p.seconds[layer, FORWARD] += seconds(clock) - begin
 
 
 @jit
@@ -352,19 +198,19 @@ def backward(
             meet(meeting, threads)  # nobody reads these weights any more
         now = seconds(clock)
         if thread == 0:
-            p.seconds[layer, _BACKWARD] += now - begin
+            p.seconds[layer, BACKWARD] += now - begin
         target = out.ctypes.data
         for part in (3 * layer, 3 * layer + 1):
             sample_layer(p.net, part * threads + thread, x, ld, d, ld, columns, target, add, scale)
-        _bias_gradients(p.net, 3 * layer * threads + thread, delta, ld, columns, biases, add, scale)
+        bias_gradients(p.net, 3 * layer * threads + thread, delta, ld, columns, biases, add, scale)
         if _exchanges(p.expand, layer):
             received = p.expand.receive.ctypes.data + 4 * columns * p.received_row[layer]
             part = (3 * layer + 2) * threads + thread
             sample_layer(p.net, part, received, columns, d, ld, columns, target, add, scale)
-            _bias_gradients(p.net, part, delta, ld, columns, biases, add, scale)
+            bias_gradients(p.net, part, delta, ld, columns, biases, add, scale)
         begin = seconds(clock)
         if thread == 0:
-            p.seconds[layer, _SAMPLE] += begin - now
+            p.seconds[layer, SAMPLE] += begin - now
         if exchange:
             if thread == 0:
                 p.error[0] |= finish_exchange(p.fold, layer, columns)
@@ -373,7 +219,7 @@ def backward(
                 return
             if thread == 0:
                 now = seconds(clock)
-                p.seconds[layer, _BACKWARD_WAIT] += now - begin
+                p.seconds[layer, BACKWARD_WAIT] += now - begin
                 begin = now
                 _add_incoming(p, layer, s, columns)
         meet(meeting, threads)
@@ -382,13 +228,13 @@ def backward(
         if layer > 0:
             first, last = _rows_of(p.net.width[layer], thread, threads)
             y = p.activations[p.at[layer] + first * ld : p.at[layer] + last * ld]
-            _multiply_derivative(
+            multiply_derivative(
                 s[first * ld : last * ld], y, p.code[layer - 1], p.low[layer - 1],
                 p.high[layer - 1],
             )  # fmt: skip
             meet(meeting, threads)
         if thread == 0:
-            p.seconds[layer, _BACKWARD] += seconds(clock) - begin
+            p.seconds[layer, BACKWARD] += seconds(clock) - begin
         side = 1 - side
     if thread == 0 and last_tile != 0 and p.sums.wanted != 0:
         p.error[0] |= _start_sum(p.sums, p.code.size, out)
@@ -415,7 +261,7 @@ def wait_for_sums(p: Passes) -> int:
     error = waitall(
         calls.waitall, p.code.size + 1, p.sums.requests.ctypes.data, p.sums.statuses.ctypes.data
     )
-    p.seconds[0, _SUMS_WAIT] += seconds(clock) - begin
+    p.seconds[0, SUMS_WAIT] += seconds(clock) - begin
     return error
 
 

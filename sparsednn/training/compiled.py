@@ -1,16 +1,13 @@
-"""A rank's layers packed for training, with the memory of a tile: the compiled engine.
+"""A rank's layers with the memory of a tile: the compiled engine.
 
-The parameters of a rank are one flat array, `theta`: weights in the order of the packed blocks,
-then biases; gradients and an optimizer's arrays have the same order, so the optimizer needs to know
-nothing of layers. `layers_of` and `flat` translate to and from the order of the shard's rows. What
-`training.reference` does readably, this does fast; the interface is `training.engine.Engine`.
+What `training.reference` does readably, this does fast; the interface is `training.engine.Engine`.
+The order of parameters is that of `packed`; the loops are in `kernels.backprop`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +17,16 @@ from sparsednn._jit import read_only
 from sparsednn.activations import Activation
 from sparsednn.comm.alone import Alone
 from sparsednn.comm.compiled import calls_of, mpi_error, no_calls, status_bytes
-from sparsednn.distributed.layer import Columns, DistributedLayer
 from sparsednn.distributed.links import make_link, persistent_everywhere
 from sparsednn.distributed.plan import ExchangePlan, offsets, plans_of_all
 from sparsednn.distributed.shard import NetworkShard, whole_shard
-from sparsednn.errors import InputError, LaunchError, ShapeError
+from sparsednn.errors import LaunchError, ShapeError
 from sparsednn.inputs import InputSet
-from sparsednn.kernels.backprop import (
+from sparsednn.kernels.backprop import go, start_sums, wait_for_sums
+from sparsednn.kernels.cpu import aligned
+from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
+from sparsednn.kernels.packing import bounds
+from sparsednn.kernels.passes import (
     ADD,
     AT_ONCE,
     COLUMNS,
@@ -39,18 +39,14 @@ from sparsednn.kernels.backprop import (
     STOP,
     Passes,
     Sums,
-    go,
-    load_columns,
-    start_sums,
-    wait_for_sums,
 )
-from sparsednn.kernels.cpu import aligned
-from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
-from sparsednn.kernels.packing import PackedNetwork, Rows, bounds, divide, pack_rows
 from sparsednn.kernels.sizes import row_stride, tile_columns
 from sparsednn.kernels.team import Team
+from sparsednn.kernels.tile_loops import load_columns
 from sparsednn.machine import machine
 from sparsednn.network import SparseLayer, SparseNetwork
+from sparsednn.training.engine import Layer
+from sparsednn.training.packed import PackedParameters
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
@@ -59,8 +55,6 @@ __all__ = ["CompiledEngine", "warm_up"]
 
 #: Columns of a tile at least, where the batch has so many: fewer would not pay for the weights.
 _FEW_COLUMNS = 64
-#: Rows of equal pattern that threads divide among themselves, at most.
-_GROUP_ROWS = 32
 
 
 class CompiledEngine:
@@ -100,72 +94,14 @@ class CompiledEngine:
         self._width = [int(np.count_nonzero(owners == shard.part)) for owners in shard.owners]
         self.n_rows = self._width[-1]
         self._stack = ExitStack()
-        self._lengths = [layer.nnz for layer in shard.layers]
-        self._rows = [layer.bias.size for layer in shard.layers]
-        self._check_size()
-        net, back = self._pack(shard, plans, threads)
-        # Where each packed weight came from, among the shard's weights of all layers in order.
-        self._entry = net.weight
-        self._row = self._bias_rows(net)
-        self._edges = net.weight.size
-        self.theta = aligned((self._edges + net.bias.size,), np.float32)
-        self.theta[:] = 0
-        self.gradient = aligned((self.theta.size,), np.float32)
-        self.gradient[:] = 0
+        self._packed = PackedParameters(shard, plans, threads)
+        self.theta, self.gradient = _zeros(self._packed.size), _zeros(self._packed.size)
         self.tile = self._choose_tile(plans, columns, threads)
-        self._passes = self._make_passes(shard, plans, net, back, threads)
+        self._passes = self._make_passes(shard, plans, threads)
         self._team = self._make_team(threads)
         self._columns = 0  # of the last forward pass
         self._counted = [np.zeros((len(plans), 2), np.int64) for _ in range(2)]
         self.theta[:] = self.flat([(layer.values, layer.bias) for layer in shard.layers])
-
-    def _check_size(self) -> None:
-        if sum(self._lengths) >= 2**31:
-            raise InputError(
-                f"a rank can train 2^31 - 1 weights, this one has {sum(self._lengths)}: "
-                "use more ranks"
-            )
-
-    def _pack(
-        self, shard: NetworkShard, plans: Sequence[ExchangePlan], threads: int
-    ) -> tuple[PackedNetwork, PackedNetwork]:
-        """Both packings; instead of weights, `net` has numbers of the shard's weights for now."""
-        group_rows = _GROUP_ROWS if threads > 1 else None
-        edges = sum(self._lengths)
-        numbers = offsets(np.array(self._lengths, np.int64))
-        layers = []
-        for k, (layer, plan) in enumerate(zip(shard.layers, plans, strict=True)):
-            entries = np.arange(numbers[k], numbers[k + 1], dtype=np.int32)
-            layers.append(
-                # The split moves values about, whatever they are.
-                DistributedLayer.make(
-                    replace(layer, values=entries), plan, shard.owners[k], shard.part
-                )
-            )
-        parts = [part for layer in layers for part in layer.packed_parts()]
-        net = pack_rows(parts, self._width, edges, dtype=np.int32, group_rows=group_rows)
-        place = np.empty(edges, np.int32)
-        place[net.weight] = np.arange(edges, dtype=np.int32)
-        turned = [
-            _transposed(columns, place) for one in layers for columns in (one.received, one.owned)
-        ]
-        back = pack_rows(turned, self._width, edges, dtype=np.int32, group_rows=group_rows)
-        return divide(net, threads), divide(back, threads)
-
-    def _bias_rows(self, net: PackedNetwork) -> NDArray[np.int64]:
-        """For each packed bias its number among all layers' rows; -1 for those that are none."""
-        rows = np.empty(net.bias.size, np.int64)
-        first = offsets(np.array(self._rows, np.int64))
-        blocks = net.group_block[net.layer_group]
-        ends = net.block_row[blocks]
-        per_layer = (net.layer_group.size - 1) // len(self._rows)
-        for part in range(net.layer_group.size - 1):
-            layer, place = divmod(part, per_layer)
-            here = slice(int(ends[part]), int(ends[part + 1]))
-            # Rows whose columns come in two parts have their bias in the second.
-            unfinished = place // (per_layer // 3) == 1
-            rows[here] = -1 if unfinished else first[layer] + net.target[here]
-        return rows
 
     def _choose_tile(self, plans: Sequence[ExchangePlan], columns: int, threads: int) -> int:
         """Columns of a tile that suit every rank of the group."""
@@ -184,10 +120,10 @@ class CompiledEngine:
         self,
         shard: NetworkShard,
         plans: Sequence[ExchangePlan],
-        net: PackedNetwork,
-        back: PackedNetwork,
         threads: int,
     ) -> Passes:
+        net, back = self._packed.net, self._packed.back
+        edges = net.weight.size
         ld = row_stride(self.tile)
         widest = max(self._width)
         received = np.array([plan.words_received for plan in plans], np.int64)
@@ -200,7 +136,7 @@ class CompiledEngine:
         code, low, high = zip(*limits, strict=True)
         longest = max(int(np.diff(packed.group_pattern).max(initial=0)) for packed in (net, back))
         return Passes(
-            net=net._replace(weight=self.theta[: self._edges], bias=self.theta[self._edges :]),
+            net=net._replace(weight=self.theta[:edges], bias=self.theta[edges:]),
             back=back,
             code=np.array(code, np.int64),
             low=np.array(low, np.float32),
@@ -260,7 +196,7 @@ class CompiledEngine:
 
     def _make_sums(self) -> Sums:
         """One message for each layer's weights, and one for all biases."""
-        first = np.append(offsets(np.array(self._lengths, np.int64)), self.theta.size)
+        first = np.append(self._packed.first, self.theta.size)
         if self.across.size == 1:
             none = np.zeros(0, np.uint8)
             return Sums(no_calls(), 0, first, none, none)
@@ -276,36 +212,13 @@ class CompiledEngine:
             np.zeros(messages * status_bytes(), np.uint8),
         )
 
-    # Parameters -----------------------------------------------------------------------------
+    def layers_of(self, flat: NDArray[np.float32]) -> list[Layer]:
+        """See `Engine.layers_of`."""
+        return self._packed.layers_of(flat)
 
-    def layers_of(
-        self, flat: NDArray[np.float32]
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Weights (as the shard has them) and biases of each layer, copied out of a flat array."""
-        values = np.empty(self._edges, np.float32)
-        values[self._entry] = flat[: self._edges]
-        bias = np.empty(sum(self._rows), np.float32)
-        real = self._row >= 0
-        bias[self._row[real]] = flat[self._edges :][real]
-        ends = np.cumsum(self._lengths)[:-1], np.cumsum(self._rows)[:-1]
-        return list(zip(np.split(values, ends[0]), np.split(bias, ends[1]), strict=True))
-
-    def flat(
-        self, layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
-    ) -> NDArray[np.float32]:
-        """The reverse of `layers_of`: an array like `theta`."""
-        result = np.zeros(self._edges + self._row.size, np.float32)
-        values = np.concatenate([values for values, _ in layers])
-        bias = np.concatenate([bias for _, bias in layers])
-        if values.size != self._edges or bias.size != sum(self._rows):
-            raise ShapeError(
-                f"{values.size} weights and {bias.size} biases, this rank has {self._edges} and "
-                f"{sum(self._rows)}"
-            )
-        result[: self._edges] = values[self._entry]
-        real = self._row >= 0
-        result[self._edges :][real] = bias[self._row[real]]
-        return result
+    def flat(self, layers: Sequence[Layer]) -> NDArray[np.float32]:
+        """See `Engine.flat`."""
+        return self._packed.flat(layers)
 
     # Passes ---------------------------------------------------------------------------------
 
@@ -434,27 +347,6 @@ def _zeros(size: int) -> NDArray[np.float32]:
     array = aligned((size,), np.float32)
     array[:] = 0
     return array
-
-
-def _transposed(columns: Columns, place: NDArray[np.int32]) -> Rows:
-    """Columns as rows, with the places of their weights; `columns` has the weights' numbers."""
-    from scipy.sparse import csr_array
-
-    n_rows = columns.indptr.size - 1
-    shape = (n_rows, columns.width)
-    if not columns.width:
-        none = np.empty(0, np.int32)
-        return Rows(np.zeros(1, np.int64), none, none, np.empty(0, np.float32), none)
-    turned = csr_array(
-        (place[columns.values], columns.indices, columns.indptr), shape=shape
-    ).tocsc()
-    return Rows(
-        turned.indptr.astype(np.int64),
-        turned.indices.astype(np.int32),
-        turned.data,
-        np.zeros(columns.width, np.float32),
-        np.arange(columns.width, dtype=np.int32),
-    )
 
 
 def warm_up() -> None:

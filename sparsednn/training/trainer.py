@@ -28,7 +28,7 @@ from sparsednn.distributed.partitions import (
     grid_shape,
     share_partition,
 )
-from sparsednn.errors import FormatError, InputError, UsageError
+from sparsednn.errors import FormatError, InputError
 from sparsednn.training.beginning import PARTITION, Beginning, begin
 from sparsednn.training.checkpoints import TrainingState, write_checkpoint
 from sparsednn.training.data import LocalExamples, share_examples
@@ -37,6 +37,7 @@ from sparsednn.training.metrics import MetricsFile
 from sparsednn.training.pattern import changed_pattern
 from sparsednn.training.placed import PlacedNetwork
 from sparsednn.training.progress import Moment, Progress, TrainingResult
+from sparsednn.training.repartition import check_remakable, partition_like
 from sparsednn.training.settings import Settings
 from sparsednn.training.sparsity import Drift
 from sparsednn.training.state import gather_network, scatter_network
@@ -132,7 +133,7 @@ class TrainingRun:
                 world.size, 1 if parts is None else parts.parts, grid, partition=partition
             )
             if parts is not None and repartition is not None:
-                _check_remakable(parts, partition)
+                check_remakable(parts, partition)
         self.grid = ProcessGrid(world, self.shape)
         self.group, self.across = self.grid.along(1), self.grid.along(0)
         self._checkpoint = None if folder is None else Path(folder) / CHECKPOINT
@@ -317,7 +318,7 @@ class TrainingRun:
         made: Partition | None = None
         with together(self.world, "making a new partition"):
             if found is not None:
-                made = _partition_like(self._partition, found[0])
+                made = partition_like(self._partition, found[0])
                 if self._checkpoint is not None:
                     made.save(self._checkpoint.parent / PARTITION)
         self._partition = broadcast_partition(self.world, made)
@@ -367,35 +368,6 @@ class TrainingRun:
             self._metrics.close()
         self._placed.free()
         self.grid.free()
-
-
-def _check_remakable(partition: Partition, file: str | os.PathLike[str] | None) -> None:
-    """Refuse to repartition where nobody knows how."""
-    from sparsednn.partitioners.methods import NATIVE, RULES
-
-    meta = partition.meta
-    if meta.method != "joint" and meta.partitioner not in (*NATIVE, *RULES):
-        raise UsageError(
-            f"--repartition: {file} was made by {meta.method}, {meta.partitioner}, which cannot be "
-            "done again here: begin with a partition by 'sparsednn partition'"
-        )
-
-
-def _partition_like(old: Partition, network: SparseNetwork) -> Partition:
-    """Divide a network as another one was divided."""
-    from sparsednn.partitioners import EFFORTS, Options, make_partition
-
-    meta = old.meta
-    options: dict[str, Any] = {"imbalance": meta.imbalance, "seed": meta.seed}
-    if meta.method == "joint":
-        if meta.preset in EFFORTS:
-            options["effort"] = meta.preset
-        return make_partition(network, Options(old.parts, **options))
-    if meta.preset is not None:
-        options["preset"] = meta.preset
-    return make_partition(
-        network, Options(old.parts, **options), method="multiphase", partitioner=meta.partitioner
-    )
 
 
 def _make_folder(folder: Path) -> None:
