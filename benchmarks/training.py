@@ -50,9 +50,9 @@ _SPARSE = ("sparse CSR", "sparse COO")
 _SECONDS = {"small": 2.0, "large": 8.0}  # of a turn
 _LARGE = 8192  # from this width on
 _LAYERS = 3
-#: Relative difference of the first losses that sums in another order explain. Through 120 layers of
-#: relu a neuron that is zero but for rounding may fire in one order and not in another; its gradient
-#: then differs, a few steps on also the loss. So the loss before and behind one step is compared.
+#: Relative difference of the first losses that sums in another order explain. Through 120 layers
+#: of relu a neuron that is zero but for rounding may fire in one order and not in another; its
+#: gradient then differs, and soon the loss. So the losses before and behind one step are compared.
 _AGREE = 2e-3
 _AGREEING_STEPS = 2
 _SPARE = 1 << 30  # bytes of memory that nobody may have

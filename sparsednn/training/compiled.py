@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from sparsednn._jit import read_only
 from sparsednn.activations import Activation
-from sparsednn.comm.alone import Alone
 from sparsednn.comm.compiled import calls_of, mpi_error, no_calls, status_bytes
 from sparsednn.distributed.links import make_link, persistent_everywhere
-from sparsednn.distributed.plan import ExchangePlan, offsets, plans_of_all
-from sparsednn.distributed.shard import NetworkShard, whole_shard
+from sparsednn.distributed.plan import ExchangePlan, offsets
+from sparsednn.distributed.shard import NetworkShard
 from sparsednn.errors import LaunchError, ShapeError
 from sparsednn.inputs import InputSet
 from sparsednn.kernels.backprop import go, start_sums, wait_for_sums
@@ -44,14 +43,13 @@ from sparsednn.kernels.sizes import row_stride, tile_columns
 from sparsednn.kernels.team import Team
 from sparsednn.kernels.tile_loops import load_columns
 from sparsednn.machine import machine
-from sparsednn.network import SparseLayer, SparseNetwork
 from sparsednn.training.engine import Layer
 from sparsednn.training.packed import PackedParameters
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["CompiledEngine", "warm_up"]
+__all__ = ["CompiledEngine"]
 
 #: Columns of a tile at least, where the batch has so many: fewer would not pay for the weights.
 _FEW_COLUMNS = 64
@@ -347,16 +345,3 @@ def _zeros(size: int) -> NDArray[np.float32]:
     array = aligned((size,), np.float32)
     array[:] = 0
     return array
-
-
-def warm_up() -> None:
-    """Compile the passes, or load them from the cache on disk, by training one neuron once."""
-    layer = SparseLayer([0, 1], [0], [1.0], 1)
-    shard = whole_shard(SparseNetwork([layer], name="warm-up"))
-    alone = Alone()
-    engine = CompiledEngine(
-        shard, plans_of_all([shard])[0], alone, alone, threads=1, columns=1, input_gradient=False
-    )
-    y = engine.forward(InputSet.from_dense([[1.0]]), np.zeros(1, np.int64))
-    engine.backward(np.ones_like(y))
-    engine.free()

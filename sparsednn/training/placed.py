@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsednn.comm.alone import Alone
 from sparsednn.distributed.plan import exchange_plans, plans_of_all
-from sparsednn.distributed.shard import NetworkShard
+from sparsednn.distributed.shard import NetworkShard, whole_shard
 from sparsednn.errors import UsageError
+from sparsednn.inputs import InputSet
+from sparsednn.network import SparseLayer, SparseNetwork
+from sparsednn.training.data import LocalExamples
 from sparsednn.training.engine import Engine, Layer
 from sparsednn.training.settings import Settings
 from sparsednn.training.stepper import Stepper
@@ -21,7 +25,7 @@ from sparsednn.training.stepper import Stepper
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["KERNELS", "PlacedNetwork"]
+__all__ = ["KERNELS", "PlacedNetwork", "warm_up"]
 
 KERNELS = ("numba", "reference")
 
@@ -128,3 +132,16 @@ class PlacedNetwork:
     def free(self) -> None:
         """Give everything back."""
         self.engine.free()
+
+
+def warm_up(settings: Settings) -> None:
+    """Compile what a step needs, or load it from the cache on disk, by training one neuron."""
+    shard = whole_shard(SparseNetwork([SparseLayer([0, 1], [0], [1.0], 1)], name="warm-up"))
+    alone = Alone()
+    placed = PlacedNetwork(
+        shard, None, alone, alone, settings, kernel="numba", threads=1, columns=1
+    )
+    image = np.zeros(1, np.int64)
+    examples = LocalExamples(InputSet.from_dense([[1.0]]), image, None, "warm-up")
+    placed.stepper.train(examples, image, 1, rate=0.0, step=1)
+    placed.free()

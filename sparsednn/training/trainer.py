@@ -35,7 +35,7 @@ from sparsednn.training.data import LocalExamples, share_examples
 from sparsednn.training.losses import Score
 from sparsednn.training.metrics import MetricsFile
 from sparsednn.training.pattern import changed_pattern
-from sparsednn.training.placed import PlacedNetwork
+from sparsednn.training.placed import PlacedNetwork, warm_up
 from sparsednn.training.progress import Moment, Progress, TrainingResult
 from sparsednn.training.repartition import check_remakable, partition_like
 from sparsednn.training.settings import Settings
@@ -155,7 +155,8 @@ class TrainingRun:
         self._set_sizes(began)
         self.read_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        _warm_up(world, kernel)
+        if kernel == "numba":
+            _warm_up_in_turn(world, settings)
         self._placed = self._place(began.shard, began.slots)
         self.progress = Progress(
             world,
@@ -377,21 +378,17 @@ def _make_folder(folder: Path) -> None:
         raise FormatError(f"{folder}: cannot make this folder: {error.strerror}") from error
 
 
-def _warm_up(world: Communicator, kernel: str) -> None:
+def _warm_up_in_turn(world: Communicator, settings: Settings) -> None:
     """Compile, or load from the cache on disk: one rank of each node first, for the others."""
-    if kernel != "numba":
-        return
-    from sparsednn.training.compiled import warm_up
-
     if isinstance(world, Alone):
-        warm_up()
+        warm_up(settings)
         return
     from sparsednn.comm.mpi import load_mpi
 
     node = world.raw.Split_type(load_mpi().COMM_TYPE_SHARED)
     if node.rank == 0:
-        warm_up()
+        warm_up(settings)
     node.Barrier()
     if node.rank:
-        warm_up()
+        warm_up(settings)
     node.Free()
