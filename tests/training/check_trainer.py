@@ -95,7 +95,7 @@ def check_grids_and_kernels_train_alike(world):
     _, truth = trained(world, kernel="reference")
     for parts, (file, stats) in partitions(world, folder).items():
         for kernel in ("numba", "reference"):
-            for down in (True, False):
+            for down in (True, False) if kernel == "numba" else (True,):
                 settings = dataclasses.replace(BASE, input_gradient=down)
                 result, layers = trained(
                     world, settings, partition=file, grid=(world.size // parts, parts),
@@ -117,11 +117,14 @@ def check_resuming_gives_the_same_bits(world):
     folder = shared_folder(world)
     parts = world.size
     file = partitions(world, folder)[parts][0]
-    for optimizer in (SGD(momentum=0.9, nesterov=True), Adam(), SGD()):
+    # Every start of a run costs turns of the scheduler where ranks share cores: few with many.
+    many = world.size > 2
+    for optimizer in (Adam(),) if many else (SGD(momentum=0.9, nesterov=True), Adam(), SGD()):
         settings = dataclasses.replace(BASE, optimizer=optimizer, rate=0.01, epochs=3)
         given = {"partition": file, "every": 4}
         whole, truth = trained(world, settings, folder=folder / "whole", **given)
-        for stop_at in (4, PER_EPOCH, PER_EPOCH + 2, 3 * PER_EPOCH):
+        stops = (4, PER_EPOCH, PER_EPOCH + 2, 3 * PER_EPOCH)
+        for stop_at in stops[2:3] if many else stops:
             run = start(world, settings, folder=folder / "parts", **given)
             run.run_until(stop_at)
             run.free()
@@ -154,7 +157,7 @@ def check_resuming_on_other_ranks(world):
     folder = shared_folder(world)
     files = partitions(world, folder)
     _, truth = trained(world, kernel="reference")
-    for first, (file, _) in files.items():
+    for first, (file, _) in list(files.items())[-2:]:
         run = start(world, folder=folder / "run", partition=file)
         run.run_until(PER_EPOCH)
         run.free()
@@ -180,7 +183,7 @@ def check_patterns_change_and_can_be_divided_anew(world):
     if world.rank == 0:
         make_partition(network, Options(world.size, effort="quick")).save(made)
     world.barrier()
-    for method in ("set", "rigl"):
+    for method in ("rigl",) if world.size > 2 else ("set", "rigl"):
         settings = dataclasses.replace(
             BASE, epochs=3, sparsity=DynamicSparsity(method, every=5, fraction=0.4)
         )
