@@ -84,9 +84,9 @@ def exchange(kind: str) -> None:
     """Within the compiled loops, where a middle layer waits for its messages."""
     from sparsednn.comm.compiled import Calls
     from sparsednn.comm.mpi import load_mpi
-    from sparsednn.distributed import compiled
+    from sparsednn.distributed import links
 
-    real = compiled.calls_of
+    real = links.calls_of
     function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
     kept = []
 
@@ -108,7 +108,7 @@ def exchange(kind: str) -> None:
         assert address is not None
         return calls._replace(waitall=address)
 
-    compiled.calls_of = calls_of
+    links.calls_of = calls_of
 
 
 def layer(kind: str) -> None:
