@@ -14,7 +14,7 @@ PROGRAM = Path(__file__).with_name("kill_runs.py")
 
 
 # A start of the ranks takes seconds. The seeds choose ways: 0 and 1, and 2, of `SAVES`.
-@pytest.mark.parametrize(("name", "times", "seed"), [("openmpi", 4, 0), ("mpich", 2, 2)])
+@pytest.mark.parametrize(("name", "times", "seed"), [("openmpi", 2, 0), ("mpich", 2, 2)])
 def test_killed_and_resumed(name: str, times: int, seed: int) -> None:
     mpi = require_mpi(name)
     command = [sys.executable, str(PROGRAM), "--mpi", name, "--times", str(times)]
