@@ -28,7 +28,7 @@ def test_block_equals_emulation(rows: int, vectors: int, columns: int) -> None:
         block(
             x.ctypes.data, ldx, pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
             order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, ldy, stage, lo, hi,
-            alive.ctypes.data, filled.ctypes.data,
+            alive.ctypes.data, filled.ctypes.data, None,
         )  # fmt: skip
 
     rng = np.random.default_rng(rows * 10 + vectors)
@@ -80,7 +80,7 @@ def test_a_block_goes_on_from_earlier_sums(rows: int, vectors: int) -> None:
         block(
             x.ctypes.data, x.shape[1], pattern.ctypes.data, weights.ctypes.data, order.ctypes.data,
             order.size, bias.ctypes.data, target.ctypes.data, y.ctypes.data, y.shape[1], stage,
-            lo, hi, alive.ctypes.data, 0,
+            lo, hi, alive.ctypes.data, 0, None,
         )  # fmt: skip
 
     rng = np.random.default_rng(rows * 10 + vectors)
