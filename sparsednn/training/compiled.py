@@ -188,9 +188,7 @@ class CompiledEngine:
         ):  # fmt: skip
             p.orders[place] = orders.get(name, 0)
         go(p, 0, 0, self._team.ended, self._team.begin())
-        code = int(p.error[0])
-        if code:
-            raise LaunchError(f"MPI reports an error in an exchange: {mpi_error(code)}")
+        self._check_mpi()
 
     def _make_sums(self) -> Sums:
         """One message for each layer's weights, and one for all biases."""

@@ -113,16 +113,6 @@ class PlacedNetwork:
         """The optimizer's arrays of now, in the order of the rows."""
         return {name: self.engine.layers_of(array) for name, array in self.stepper.slots.items()}
 
-    @property
-    def imbalance(self) -> float:
-        """Largest of a layer's imbalances: heaviest part over mean, less 1; collective."""
-        nnz = np.array([layer.nnz for layer in self._shard.layers], np.int64)
-        most, total = nnz.copy(), nnz.copy()
-        self._group.allreduce(most, "max")
-        self._group.allreduce(total)
-        ratio = most * self._group.size / np.maximum(total, 1)
-        return float(ratio.max()) - 1.0
-
     def words_per_image(self) -> int:
         """Words that one image costs the group in a forward pass; collective."""
         words = np.array([self.forward_words], np.int64)

@@ -310,24 +310,22 @@ def carry(
 class Drift:
     """How far a pattern has gone from the one that its partition was made for.
 
+    Connections never leave their rank, so the balance stays as it was, and words tell it all.
+
     Attributes
     ----------
     words_at_start, words_now
         Words that one image costs in a forward pass, with the first pattern and the present one.
-    imbalance
-        Of the present pattern: the largest of a layer's, heaviest part over mean. Connections never
-        leave their rank, so it stays as it was.
     """
 
     words_at_start: int
     words_now: int
-    imbalance: float
 
     @property
     def ratio(self) -> float:
         """Words now over words at the start; infinite if there were none, 1 if that is still so.
 
-        >>> Drift(100, 134, 1.02).ratio
+        >>> Drift(100, 134).ratio
         1.34
         """
         if self.words_at_start == 0:

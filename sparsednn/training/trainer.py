@@ -304,7 +304,7 @@ class TrainingRun:
             if self.n_validate:
                 ids = self._own_share(np.arange(self.n_validate))
                 tested = self._placed.stepper.evaluate(self._examples[1], ids)
-        drift = Drift(at.words_at_start, self._placed.words_per_image(), self._placed.imbalance)
+        drift = Drift(at.words_at_start, self._placed.words_per_image())
         record = at.end_epoch(tested, drift.ratio, labelled=self._examples[0].labels is not None)
         with together(self.world, "writing the metrics"):
             if self._metrics is not None:

@@ -326,6 +326,6 @@ def test_when_and_how_much() -> None:
 
 
 def test_drift() -> None:
-    assert Drift(0, 0, 1.0).ratio == 1.0
-    assert Drift(0, 5, 1.0).ratio == math.inf
-    assert Drift(1000, 1340, 1.03).ratio == 1.34
+    assert Drift(0, 0).ratio == 1.0
+    assert Drift(0, 5).ratio == math.inf
+    assert Drift(1000, 1340).ratio == 1.34
