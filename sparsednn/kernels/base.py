@@ -42,7 +42,7 @@ class NetworkPlan(Protocol):
 
 
 class Kernel(Protocol):
-    """A way to compute: reference (SciPy), numba (CPU)."""
+    """A way to compute: reference (SciPy), numba (CPU), cupy (GPU)."""
 
     name: str
 
