@@ -240,13 +240,14 @@ class Cascade:
         )  # fmt: skip
 
     def run(self, stream: Stream) -> None:
-        """Start all layers on the columns that are loaded; a graph from the second time on."""
-        if self._network.streamed:
-            self._layers(stream)
+        """Start all layers on the columns that are loaded; as one graph from the second time on."""
+        if self._graph is not None:
+            self._device.replay(self._graph, stream)
             return
-        if self._graph is None:
+        # The first time kernels are compiled and loaded, which a capture may not do.
+        self._layers(stream)
+        if not self._network.streamed:
             self._graph = self._device.capture(self._layers)
-        self._device.replay(self._graph, stream)
 
     def store_outputs(self, outputs: Array, stride: int, stream: Stream) -> None:
         """Start writing outputs, each image's at its column of ``(n_out, stride)`` float32.

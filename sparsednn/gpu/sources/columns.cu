@@ -26,12 +26,11 @@ load_images(stored* x, const i64* indptr, const index_t* features, const float* 
 extern "C" __global__ void __launch_bounds__(THREADS)
 load_dense(stored* x, const float* dense, int n, int images, i64 stride, int x_lines, int* columns) {
     if (blockIdx.x == 0 && threadIdx.x == 0) columns[0] = images;
-    const int lane = threadIdx.x % 32, warps = gridDim.x * (THREADS / 32);
-    const i64 lines = (i64)((images + TILE - 1) / TILE) * n;
-    for (i64 item = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; item < lines; item += warps) {
-        const i64 tile = item / n, line = item % n, image = tile * TILE + lane;
-        x[(tile * x_lines + line) * TILE + lane] =
-            narrow(image < images ? dense[line * stride + image] : 0.0f);
+    const int lane = threadIdx.x % 32, tiles = (images + TILE - 1) / TILE;
+    for (Walk at = WARP_WALK(n); at.tile < tiles; at.next()) {
+        const i64 image = at.tile * TILE + lane;
+        x[(at.tile * x_lines + at.item) * TILE + lane] =
+            narrow(image < images ? dense[at.item * stride + image] : 0.0f);
     }
 }
 
@@ -78,24 +77,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 keep_living(const stored* x, stored* y, const u32* alive, const int* offsets, const int* columns,
             const int* living, const int* ids, int* kept_ids, int n, int x_lines, int y_lines) {
     const int lane = threadIdx.x % 32;
-    const i64 warps = (i64)gridDim.x * (THREADS / 32);
-    const i64 me = (i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    const int tiles = (columns[0] + TILE - 1) / TILE;
-    const int kept = living[0];
-    for (i64 item = me; item < (i64)tiles * n; item += warps) {
-        const i64 tile = item / n, line = item % n;
-        const u32 bits = alive[tile];
+    const int tiles = (columns[0] + TILE - 1) / TILE, kept = living[0];
+    for (Walk at = WARP_WALK(n); at.tile < tiles; at.next()) {
+        const u32 bits = alive[at.tile];
         if (bits >> lane & 1u) {
-            const int to = offsets[tile] + __popc(bits & ((1u << lane) - 1u));
-            y[((i64)(to / TILE) * y_lines + line) * TILE + to % TILE] =
-                x[(tile * x_lines + line) * TILE + lane];
-            if (line == 0) kept_ids[to] = ids[tile * TILE + lane];
+            const int to = offsets[at.tile] + __popc(bits & ((1u << lane) - 1u));
+            y[((i64)(to / TILE) * y_lines + at.item) * TILE + to % TILE] =
+                x[(at.tile * x_lines + at.item) * TILE + lane];
+            if (at.item == 0) kept_ids[to] = ids[at.tile * TILE + lane];
         }
     }
-    if (kept % TILE)
-        for (i64 line = me; line < n; line += warps)
+    if (kept % TILE)  // one more tile, of which the rest is to be zero
+        for (Walk at = WARP_WALK(n); at.tile < 1; at.next())
             if (lane >= kept % TILE)
-                y[((i64)(kept / TILE) * y_lines + line) * TILE + lane] = narrow(0.0f);
+                y[((i64)(kept / TILE) * y_lines + at.item) * TILE + lane] = narrow(0.0f);
 }
 
 // flags[id] = 1 for every living column.
@@ -110,14 +105,11 @@ tell_living(const u32* alive, const int* columns, const int* ids, u8* flags) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 store_dense(const stored* y, float* dense, int n, const int* columns, i64 stride, int y_lines,
             const int* ids) {
-    const int lane = threadIdx.x % 32, count = columns[0];
-    const i64 warps = (i64)gridDim.x * (THREADS / 32);
-    const i64 lines = (i64)((count + TILE - 1) / TILE) * n;
-    for (i64 item = (i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32; item < lines; item += warps) {
-        const i64 tile = item / n, line = item % n;
-        const int column = (int)tile * TILE + lane;
+    const int lane = threadIdx.x % 32, count = columns[0], tiles = (count + TILE - 1) / TILE;
+    for (Walk at = WARP_WALK(n); at.tile < tiles; at.next()) {
+        const int column = (int)at.tile * TILE + lane;
         if (column < count)
-            dense[line * stride + (ids ? ids[column] : column)] =
-                widen(y[(tile * y_lines + line) * TILE + lane]);
+            dense[at.item * stride + (ids ? ids[column] : column)] =
+                widen(y[(at.tile * y_lines + at.item) * TILE + lane]);
     }
 }

@@ -34,12 +34,13 @@ layer(const stored* x, stored* y, const i64* table, const float* limits, const i
     const int team = threadIdx.x / LANES_OF_LINE, column = 4 * (threadIdx.x % LANES_OF_LINE);
     const int chunks = count_chunks(one.ends, teams);
     const i64 items = (i64)((count + TILE - 1) / TILE) * chunks;
-    i64 item = near ? items * blockIdx.x / gridDim.x : blockIdx.x;
+    const i64 start = near ? items * blockIdx.x / gridDim.x : blockIdx.x;
     const i64 end = near ? items * (blockIdx.x + 1) / gridDim.x : items;
     const int step = near ? 1 : gridDim.x;
-    for (; item < end; item += step) {
-        const i64 tile = item / chunks;
-        const int bundle = bundle_in_chunk(one.ends, teams, (int)(item % chunks), team);
+    Walk at(start, step, chunks);
+    for (i64 item = start; item < end; item += step, at.next()) {
+        const i64 tile = at.tile;
+        const int bundle = bundle_in_chunk(one.ends, teams, at.item, team);
         u32 four = 0;
         if (bundle >= 0)
             four = any_bundle_forward<TILE>(one, bundle, x + tile * x_lines * TILE + column,
@@ -107,7 +108,7 @@ resident(const stored* x, stored* y, const i64* table, const float* limits, cons
             if (threadIdx.x % 32 == 0 && (bits & ~*(volatile u32*)(alive + tile)))
                 atomicOr(alive + tile, bits);
         }
-        __syncthreads();  // the next piece overwrites what was just read
+        // No barrier: the next piece is written by the very threads that have just read these lines.
     }
 }
 

@@ -31,16 +31,14 @@ __device__ __forceinline__ bool is_alive(const u32* alive, int column) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 hash_columns(const stored* x, const int* columns, int n, int x_lines, u64* hashes) {
     const int lane = threadIdx.x % 32;
-    const i64 warps = (i64)gridDim.x * (THREADS / 32);
-    const i64 pieces = (n + LINES - 1) / LINES, tiles = (columns[0] + TILE - 1) / TILE;
-    for (i64 item = (i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32; item < tiles * pieces; item += warps) {
-        const i64 tile = item / pieces;
-        const int first = (int)(item % pieces) * LINES, last = min(first + LINES, n);
-        const stored* from = x + tile * x_lines * TILE + lane;
+    const int pieces = (n + LINES - 1) / LINES, tiles = (columns[0] + TILE - 1) / TILE;
+    for (Walk at = WARP_WALK(pieces); at.tile < tiles; at.next()) {
+        const int first = at.item * LINES, last = min(first + LINES, n);
+        const stored* from = x + at.tile * x_lines * TILE + lane;
         u64 sum = 0;
         for (int line = first; line < last; ++line)
             sum += mix(((u64)(line + 1) << 32) | bits_of(from[(size_t)line * TILE]));
-        atomicAdd(hashes + tile * TILE + lane, sum);
+        atomicAdd(hashes + at.tile * TILE + lane, sum);
     }
 }
 
@@ -69,16 +67,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 compare_columns(const stored* x, const u32* alive, const int* columns, const u32* first, const u32* slots,
                 int n, int x_lines, u8* differs) {
     const int lane = threadIdx.x % 32;
-    const i64 warps = (i64)gridDim.x * (THREADS / 32);
-    const i64 pieces = (n + LINES - 1) / LINES, tiles = (columns[0] + TILE - 1) / TILE;
-    for (i64 item = (i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32; item < tiles * pieces; item += warps) {
-        const i64 tile = item / pieces;
-        const int column = (int)tile * TILE + lane;
+    const int pieces = (n + LINES - 1) / LINES, tiles = (columns[0] + TILE - 1) / TILE;
+    for (Walk at = WARP_WALK(pieces); at.tile < tiles; at.next()) {
+        const int column = (int)at.tile * TILE + lane;
         if (column >= columns[0] || !is_alive(alive, column)) continue;
         const int leader = (int)~first[slots[column]];
         if (leader == column) continue;
-        const int start = (int)(item % pieces) * LINES, last = min(start + LINES, n);
-        const stored* own = x + tile * x_lines * TILE + lane;
+        const int start = at.item * LINES, last = min(start + LINES, n);
+        const stored* own = x + at.tile * x_lines * TILE + lane;
         const stored* other = x + (size_t)(leader / TILE) * x_lines * TILE + leader % TILE;
         bool same = true;
         for (int line = start; line < last && same; ++line)

@@ -90,3 +90,29 @@ __device__ __forceinline__ void store_four(stored* to, const float* v) {
                                                (u32)narrow(v[2]) | ((u32)narrow(v[3]) << 16));
 #endif
 }
+
+// Items of all tiles, `each` per tile (lines, or chunks of work), dealt out in steps: division is slow, so
+// there is one at the beginning. Without items (a rank may have no line) the walk is over at once.
+struct Walk {
+    i64 tile;
+    int item, each, far;
+    i64 tiles_far;
+
+    __device__ __forceinline__ Walk(i64 start, i64 step, int each) : each(each) {
+        if (each == 0) {
+            tile = (i64)1 << 62, item = far = 0, tiles_far = 0;
+            return;
+        }
+        tile = start / each, item = (int)(start - tile * each);
+        tiles_far = step / each, far = (int)(step - tiles_far * each);
+    }
+
+    __device__ __forceinline__ void next() {
+        tile += tiles_far, item += far;
+        if (item >= each) item -= each, ++tile;
+    }
+};
+
+// The warps of a grid that walk over the lines of all tiles together.
+#define WARP_WALK(each) \
+    Walk((i64)blockIdx.x * (THREADS / 32) + threadIdx.x / 32, (i64)gridDim.x * (THREADS / 32), each)
