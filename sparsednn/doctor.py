@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sparsednn
 from sparsednn.errors import MissingDependencyError
@@ -137,16 +138,52 @@ def _mpi() -> list[Finding]:
 
 
 def _gpu() -> list[Finding]:
-    advice = "pip install 'sparsednn[gpu]'"
-    if importlib.util.find_spec("cupy") is None:
-        driver = shutil.which("nvidia-smi")
-        what = "cupy is not installed" + ("" if driver else ", and no NVIDIA driver was found")
-        return [Finding("gpu", None, what, advice)]
-    cupy = importlib.import_module("cupy")
+    from sparsednn.gpu.cuda import INSTALL, load_cupy
+    from sparsednn.gpu.usable import find_count, usable_device
+
     try:
-        count = int(cupy.cuda.runtime.getDeviceCount())
-        name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        what = f"cupy {cupy.__version__}, but no usable device: {error}"
-        return [Finding("gpu", None, what, "needs an NVIDIA GPU and its driver")]
-    return [Finding("gpu", True, f"cupy {cupy.__version__}, {count} × {name}")]
+        cupy = load_cupy()
+    except MissingDependencyError as error:
+        driver = "" if shutil.which("nvidia-smi") else ", and no NVIDIA driver was found"
+        what = str(error).partition(": pip")[0]
+        return [Finding("gpu", None, f"{what}{driver}", INSTALL)]
+    findings = [Finding("cupy", True, str(cupy.__version__)), _nvrtc(cupy), _nccl()]
+    try:
+        count = find_count()
+    except MissingDependencyError as error:
+        return [*findings, Finding("gpu", None, str(error), "needs an NVIDIA GPU and its driver")]
+    for ordinal in range(count):
+        try:
+            device = usable_device(ordinal)
+        except MissingDependencyError as error:
+            findings.append(Finding("gpu", False, str(error), INSTALL))
+            continue
+        major, minor = device.capability
+        found = (
+            f"{ordinal}: {device.name}, compute capability {major}.{minor}, "
+            f"{device.multiprocessors} multiprocessors, {device.free_bytes() / (1 << 30):.1f} of "
+            f"{device.total_bytes() / (1 << 30):.1f} GiB free; CUDA {device.driver} (driver), "
+            f"{device.runtime} (runtime); a kernel was compiled and run"
+        )
+        findings.append(Finding("gpu", True, found))
+    return findings
+
+
+def _nvrtc(cupy: Any) -> Finding:
+    """CUDA's compiler, which CuPy loads at its first use."""
+    try:
+        return Finding("nvrtc", True, ".".join(map(str, cupy.cuda.nvrtc.getVersion())))
+    except Exception as error:
+        return Finding("nvrtc", None, " ".join(str(error).split()), "pip install nvidia-cuda-nvrtc")
+
+
+def _nccl() -> Finding:
+    """The library for messages between GPUs; without it they go through MPI."""
+    from sparsednn.gpu.nccl import load_nccl
+
+    try:
+        nccl = load_nccl()
+    except MissingDependencyError as error:
+        return Finding("nccl", None, *str(error).split(": ", 1))
+    version = int(nccl.get_version())
+    return Finding("nccl", True, f"{version // 10000}.{version // 100 % 100}.{version % 100}")

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn.cli._common import note
-from sparsednn.cli._ranks import on_ranks
+from sparsednn.cli._device import check_device, cpu_kernel, device_of
+from sparsednn.cli._ranks import on_ranks, under_launcher
 from sparsednn.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from sparsednn.distributed import DistributedResult, DistributedRun
     from sparsednn.formats import ReadOptions
+    from sparsednn.gpu.device import Device
     from sparsednn.inference import OutputSink
 
 __all__ = ["Request", "infer_here", "infer_on_ranks"]
@@ -38,7 +40,7 @@ class Request:
     truth: Path | None
     categories_out: Path | None
     outputs_out: Path | None
-    kernel: str
+    kernel: str | None
     threads: int | None
     images: int | None
     layers: int | None
@@ -49,11 +51,12 @@ class Request:
     trace: Path | None
     overlap: bool
     drop: bool
+    device: str
+    precision: str
+    merge: bool
 
     def check_call(self) -> None:
         """Tell what is wrong with the options; looks at no file."""
-        from sparsednn.kernels import get_kernel
-
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads must be at least 1, found {self.threads}")
         for name, given in (
@@ -68,7 +71,23 @@ class Request:
                 )
             if given and self.kernel == "reference" and name != "--no-drop":
                 raise UsageError(f"{name} belongs to the numba kernel, the reference has none")
-        get_kernel(self.kernel)
+        check_device(self.device, self.kernel)
+        self._check_precision()
+
+    def _check_precision(self) -> None:
+        from sparsednn.gpu.storage import store_of
+
+        store_of(self.precision)  # refuses what it does not know
+        for name, given in (
+            (f"--precision {self.precision}", self.precision != "fp32"),
+            ("--no-merge", not self.merge),
+        ):
+            if given and self.device != "gpu":
+                raise UsageError(f"{name} is for a GPU: give --device gpu")
+        if self.trace is not None and self.device != "cpu":
+            raise UsageError(f"--trace is of the CPU's kernels: leave out --device {self.device}")
+        if not self.merge and (self.partition or self.grid or under_launcher()):
+            raise UsageError("--no-merge is for one process: ranks do not merge columns")
 
     def check_files(self) -> NDArray[np.int64] | None:
         """Tell what cannot be written before anything is run; returns the truth."""
@@ -123,6 +142,7 @@ def infer_here(request: Request) -> Told:
     from sparsednn.sources import load_inputs, load_network
 
     expected = request.check_files()
+    device = device_of(request.device)
     start = time.perf_counter()
     network = load_network(
         request.model, layers=request.layers, bias=request.bias, options=request.options
@@ -133,8 +153,28 @@ def infer_here(request: Request) -> Told:
     read_seconds = time.perf_counter() - start
     request.check_images(expected, columns.n_images)
     with request.sink(network.n_out, columns.n_images) as sink:
-        result = infer(network, columns, kernel=request.kernel, threads=request.threads, sink=sink)
+        result = infer(
+            network,
+            columns,
+            kernel=cpu_kernel(request.kernel),
+            threads=request.threads,
+            sink=sink,
+            device=device,
+            precision=request.precision,
+            merge=request.merge,
+        )
     verdict, difference = request.compare(result.categories, expected)
+    seconds = {
+        "read": read_seconds,
+        "prepare": result.prepare_seconds,
+        "infer": result.infer_seconds,
+    }
+    on_device: dict[str, Any] = {}
+    if device is not None:
+        seconds |= {"device": result.device_seconds, "copies": result.copy_seconds}
+        on_device["merged"] = result.merged
+        if request.precision != "fp32":
+            on_device["precision_error"] = result.precision_error
     return {
         "network": network.name,
         "neurons": max(layer.n_out for layer in network),
@@ -143,11 +183,10 @@ def infer_here(request: Request) -> Told:
         "images": result.images,
         "threads": result.threads,
         "kernel": result.kernel,
-        "seconds": {
-            "read": read_seconds,
-            "prepare": result.prepare_seconds,
-            "infer": result.infer_seconds,
-        },
+        "device": result.device,
+        "precision": result.precision,
+        **on_device,
+        "seconds": seconds,
         "edges_per_second": result.edges_per_second,
         "categories": int(result.categories.size),
         "truth": verdict,
@@ -168,6 +207,7 @@ def infer_on_ranks(request: Request) -> Told | None:
             grid = None if request.grid is None else ProcessGrid.parse(request.grid)
             if world.rank == 0:
                 expected = request.check_files()
+        device = device_of(request.device, world)
         threads = request.threads or threads_per_rank(world)
         limit_threads(threads)
         run = DistributedRun(
@@ -176,7 +216,7 @@ def infer_on_ranks(request: Request) -> Told | None:
             request.inputs,
             partition=request.partition,
             grid=grid,
-            kernel=request.kernel,
+            kernel=cpu_kernel(request.kernel),
             threads=threads,
             drop=request.drop,
             overlap=request.overlap,
@@ -187,6 +227,8 @@ def infer_on_ranks(request: Request) -> Told | None:
             layers=request.layers,
             bias=request.bias,
             options=request.options,
+            device=device,
+            precision=request.precision,
         )
         with together(world, "checking the truth"):
             request.check_images(expected, run.n_images)
@@ -212,10 +254,12 @@ def infer_on_ranks(request: Request) -> Told | None:
             if fails:
                 raise SystemExit(4)
             return None
-        return _summary(run, result, verdict), difference
+        return _summary(run, result, verdict, device), difference
 
 
-def _summary(run: DistributedRun, result: DistributedResult, verdict: str | None) -> dict[str, Any]:
+def _summary(
+    run: DistributedRun, result: DistributedResult, verdict: str | None, device: Device | None
+) -> dict[str, Any]:
     """What rank 0 tells of a run."""
     from sparsednn.kernels.linked import PHASES
 
@@ -230,6 +274,9 @@ def _summary(run: DistributedRun, result: DistributedResult, verdict: str | None
         "grid": "x".join(map(str, run.shape)),
         "threads": run.threads,
         "kernel": run.kernel,
+        "device": "cpu" if device is None else device.name,
+        "precision": run.precision,
+        **({"transport": run.transport} if run.transport else {}),
         "seconds": {
             "read": run.read_seconds,
             "prepare": run.prepare_seconds,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sparsednn.cli._common import note
+from sparsednn.cli._device import check_device, cpu_kernel, device_of
 from sparsednn.cli._progress import Progress, duration
 from sparsednn.cli._ranks import on_ranks, under_launcher
 from sparsednn.cli._targets import check_targets
@@ -18,6 +19,7 @@ from sparsednn.errors import UsageError
 if TYPE_CHECKING:
     from sparsednn.comm import Communicator
     from sparsednn.formats import ReadOptions
+    from sparsednn.gpu.device import Device
     from sparsednn.training.progress import Moment, TrainingResult
     from sparsednn.training.settings import Settings
     from sparsednn.training.trainer import TrainingRun
@@ -67,7 +69,8 @@ class Request:
     partition: Path | None
     grid: str | None
     threads: int | None
-    kernel: str
+    kernel: str | None
+    device: str
     input_gradient: bool
     checkpoint: Path | None
     resume: bool
@@ -108,12 +111,11 @@ class Request:
     def check_call(self) -> None:
         """Tell what is wrong with the other options, as far as can be told without reading."""
         from sparsednn.comm.grid import ProcessGrid
-        from sparsednn.kernels import get_kernel
 
         for name, value in (("--threads", self.threads), ("--every", self.every)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, found {value}")
-        get_kernel(self.kernel)
+        check_device(self.device, self.kernel)
         if self.grid is not None:
             ProcessGrid.parse(self.grid)
         for name, given in (("--resume", self.resume), ("--every", self.every is not None)):
@@ -208,6 +210,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
         with together(world, "checking the call"):
             if world.rank == 0:
                 request.check_files()
+        device = device_of(request.device, world)
         run = TrainingRun(
             world,
             request.model,
@@ -215,7 +218,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
             settings,
             partition=request.partition,
             grid=_grid(request.grid),
-            kernel=request.kernel,
+            kernel=cpu_kernel(request.kernel),
             threads=_threads(request, world),
             labels=request.labels,
             validate=request.validation,
@@ -229,6 +232,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
             resume=request.resume,
             every=request.every,
             repartition=request.repartition,
+            device=device,
         )
         if world.rank == 0 and request.resume:
             _note_resume(request, run)
@@ -252,7 +256,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
             if world.rank == 0 and request.plot is not None:
                 _plot(request.plot, request.checkpoint, result, run.name)
         run.free()
-        return None if world.rank else _summary(request, run, result)
+        return None if world.rank else _summary(request, run, result, device)
 
 
 def _world(request: Request) -> AbstractContextManager[Communicator]:
@@ -337,7 +341,9 @@ def _plot(path: Path, folder: Path | None, result: TrainingResult, title: str) -
     plot_curves(records, path, title=title)
 
 
-def _summary(request: Request, run: TrainingRun, result: TrainingResult) -> dict[str, Any]:
+def _summary(
+    request: Request, run: TrainingRun, result: TrainingResult, device: Device | None
+) -> dict[str, Any]:
     """What rank 0 tells; numbers that JSON does not have are null."""
     summary: dict[str, Any] = {
         "network": run.name,
@@ -348,7 +354,8 @@ def _summary(request: Request, run: TrainingRun, result: TrainingResult) -> dict
         "ranks": math.prod(run.shape),
         "grid": "x".join(map(str, run.shape)),
         "threads": run.threads,
-        "kernel": request.kernel,
+        "kernel": cpu_kernel(request.kernel) if device is None else "cupy",
+        "device": "cpu" if device is None else device.name,
         "seed": request.seed,
         "epochs": result.epochs,
         "steps": result.steps,

@@ -17,6 +17,7 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
+from sparsednn.cli._device import DeviceOption, KernelOption
 from sparsednn.cli._ranks import (
     RANKS_PANEL,
     GridOption,
@@ -61,7 +62,23 @@ def infer(
         Path | None,
         typer.Option("--outputs-out", help="Write the outputs: .npy (dense), .npz or .tsv."),
     ] = None,
-    kernel: Annotated[str, typer.Option("--kernel", help="numba or reference.")] = "numba",
+    kernel: KernelOption = None,
+    device: DeviceOption = "cpu",
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="On a GPU: how weights and activations are stored, fp32, fp16 or bf16; sums are "
+            "fp32. What fp16 and bf16 lose is measured on a sample, and told.",
+        ),
+    ] = "fp32",
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge/--no-merge",
+            help="On a GPU: compute columns that have become equal once, or each (to measure it).",
+        ),
+    ] = True,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -121,7 +138,7 @@ def infer(
         start_ranks(ranks)
     request = Request(
         model, inputs, options, truth, categories_out, outputs_out, kernel, threads, images,
-        layers, bias, mnist, partition, grid, trace, overlap, drop,
+        layers, bias, mnist, partition, grid, trace, overlap, drop, device, precision, merge,
     )  # fmt: skip
     request.check_call()
     run = infer_on_ranks if partition or grid or under_launcher() else infer_here

@@ -15,6 +15,7 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
+from sparsednn.cli._device import DeviceOption, KernelOption
 from sparsednn.cli._ranks import RANKS_PANEL, GridOption, RanksOption, start_ranks, told_once
 from sparsednn.cli._reading import reads_models
 
@@ -112,7 +113,8 @@ def train(
     no_shuffle: Annotated[
         bool, typer.Option("--no-shuffle", help="Take the images in their order in each epoch.")
     ] = False,
-    kernel: Annotated[str, typer.Option("--kernel", help="numba or reference.")] = "numba",
+    kernel: KernelOption = None,
+    device: DeviceOption = "cpu",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -313,7 +315,7 @@ def train(
         momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, betas=betas,
         epsilon=epsilon, schedule=schedule, warm_up=warm_up, clip=clip, initial=initial,
         seed=seed, shuffle=not no_shuffle, sparsity=sparsity, repartition=repartition,
-        partition=partition, grid=grid, threads=threads, kernel=kernel,
+        partition=partition, grid=grid, threads=threads, kernel=kernel, device=device,
         input_gradient=input_gradient, checkpoint=checkpoint, resume=resume, every=every,
         output=output, plot=plot,
     )  # fmt: skip

@@ -28,6 +28,7 @@ __all__ = [
     "Function",
     "Graph",
     "Stream",
+    "check_copy",
 ]
 
 #: An array in the device's memory: ``cupy.ndarray``, or ``numpy.ndarray`` on the twin.
@@ -166,3 +167,19 @@ class Device(Protocol):
 
     def replay(self, graph: Graph, stream: Stream = None) -> None:
         """Run what was captured, as often as wanted."""
+
+
+def check_copy(source: Any, target: Any) -> None:
+    """Refuse what is not the same number of the same values side by side.
+
+    Raises
+    ------
+    ValueError
+        If dtypes or sizes differ, or an array has gaps.
+    """
+    if source.dtype != target.dtype or source.nbytes != target.nbytes:
+        raise ValueError(
+            f"{source.size} × {source.dtype} cannot be copied to {target.size} × {target.dtype}"
+        )
+    if not (source.flags.c_contiguous and target.flags.c_contiguous):
+        raise ValueError("only arrays whose values are side by side can be copied")

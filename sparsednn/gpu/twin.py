@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sparsednn.gpu.device import Argument, Array, DeviceMemoryError, Event, Function, Graph, Stream
+from sparsednn.gpu.device import (
+    Argument,
+    Array,
+    DeviceMemoryError,
+    Event,
+    Function,
+    Graph,
+    Stream,
+    check_copy,
+)
 
 __all__ = ["TwinDevice"]
 
@@ -101,6 +110,7 @@ class TwinDevice:
         """See `Device.upload`."""
         if out is None:
             out = self._allocate(host.shape, host.dtype)
+        check_copy(np.ascontiguousarray(host), out)
         out.reshape(-1)[:] = host.reshape(-1)
         return out
 
@@ -109,12 +119,14 @@ class TwinDevice:
     ) -> NDArray[Any]:
         """See `Device.download`."""
         if out is None:
-            return np.array(array)
+            out = np.empty(array.shape, array.dtype)
+        check_copy(array, out)
         out.reshape(-1)[:] = array.reshape(-1)
         return out
 
     def copy(self, source: Array, target: Array, stream: Stream = None) -> None:
         """See `Device.copy`."""
+        check_copy(source, target)
 
         def work() -> None:
             target.reshape(-1)[:] = source.reshape(-1)
@@ -123,6 +135,7 @@ class TwinDevice:
 
     def fill_zero(self, array: Array, stream: Stream = None) -> None:
         """See `Device.fill_zero`."""
+        check_copy(array, array)
         self._do(partial(np.copyto, array, 0), stream)
 
     def function(self, program: str, name: str, **defines: int | str) -> Function:

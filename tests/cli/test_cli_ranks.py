@@ -45,8 +45,8 @@ FILES = {"net.safetensors", "in.npz", "neuron64", "digits.tsv"} | {
 PATIENCE = 240
 TIMES = {"seconds", "layer_seconds", "edges_per_second"}
 HERE_KEYS = {
-    "network", "neurons", "layers", "edges", "images", "threads", "kernel", "seconds",
-    "edges_per_second", "categories", "truth",
+    "network", "neurons", "layers", "edges", "images", "threads", "kernel", "device",
+    "precision", "seconds", "edges_per_second", "categories", "truth",
 }  # fmt: skip
 KEYS = HERE_KEYS | {
     "ranks", "grid", "words_sent", "words_predicted", "messages_sent", "messages_predicted",

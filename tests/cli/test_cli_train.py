@@ -31,8 +31,8 @@ TRAINED, TESTED = 1437, 360
 PER_EPOCH = 23  # steps of 64 images
 KEYS = {
     "network", "parameters", "edges", "images", "test_images", "ranks", "grid", "threads",
-    "kernel", "seed", "epochs", "steps", "resumed_step", "loss", "train_accuracy", "test_loss",
-    "test_accuracy", "images_per_second", "seconds", "seconds_read", "seconds_prepare",
+    "kernel", "device", "seed", "epochs", "steps", "resumed_step", "loss", "train_accuracy",
+    "test_loss", "test_accuracy", "images_per_second", "seconds", "seconds_read", "seconds_prepare",
     "pass_seconds", "words_sent", "words_predicted", "messages_sent", "allreduce_words",
     "evaluation_words", "pattern_words", "drift", "checkpoint", "output", "plot",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Devices that GPU tests run on: the NumPy twin, the PTX interpreter, and a real one if there is one."""
+"""Devices of GPU tests: the NumPy twin, the PTX interpreter, a real one if there is one."""
 
 from __future__ import annotations
 
