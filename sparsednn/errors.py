@@ -9,6 +9,7 @@
     │   ├── ShapeError                    layers, inputs or vectors do not fit together
     │   └── UnknownNameError              no file and no known network or data set has this name
     ├── AnswerMismatchError           4   the result differs from the given truth
+    ├── DeviceMemoryError             3   a GPU has not enough memory
     ├── MissingDependencyError        5   an optional part is not installed
     └── LaunchError                   6   ranks could not be started as asked, or one of them failed
 
@@ -22,6 +23,7 @@ from typing import ClassVar
 
 __all__ = [
     "AnswerMismatchError",
+    "DeviceMemoryError",
     "FormatError",
     "InputError",
     "LaunchError",
@@ -72,6 +74,16 @@ class AnswerMismatchError(SparseDNNError):
     """The computed answer differs from the given truth."""
 
     exit_code = 4
+
+
+class DeviceMemoryError(SparseDNNError):
+    """A GPU has not enough memory; `wanted` and `free` are bytes, 0 where nobody knows."""
+
+    exit_code = 3
+
+    def __init__(self, message: str = "", wanted: int = 0, free: int = 0) -> None:
+        super().__init__(message)
+        self.wanted, self.free = wanted, free
 
 
 class MissingDependencyError(SparseDNNError):

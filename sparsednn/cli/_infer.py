@@ -264,6 +264,9 @@ def _summary(
     from sparsednn.kernels.linked import PHASES
 
     rate = run.n_images * run.edges / result.infer_seconds if result.infer_seconds else 0.0
+    on_device = {"device": result.device_seconds} if device is not None else {}
+    if result.copy_seconds:  # with M > 1 they are part of the messages
+        on_device["copies"] = result.copy_seconds
     return {
         "network": run.name,
         "neurons": run.neurons,
@@ -281,6 +284,7 @@ def _summary(
             "read": run.read_seconds,
             "prepare": run.prepare_seconds,
             "infer": result.infer_seconds,
+            **on_device,
         },
         "edges_per_second": rate,
         "words_sent": result.words_sent,

@@ -123,8 +123,14 @@ class NeighbourExchange:
     def _of_layer(self) -> str:
         return "" if self._layer is None else f" of layer {self._layer}"
 
-    def start(self) -> None:
+    def start(self, words: int | None = None) -> None:
         """Let all messages fly, and count them.
+
+        Parameters
+        ----------
+        words
+            What to count as words, where buffers have padding that travels, too (its bytes are
+            counted); by default `words`.
 
         Raises
         ------
@@ -141,7 +147,8 @@ class NeighbourExchange:
                 request.Start()
         elif self.requests:
             load_mpi().Prequest.Startall(self.requests)
-        self._comm.traffic.count(self._verb, self._layer, self.words, self.nbytes, self.messages)
+        sent = self.words if words is None else words
+        self._comm.traffic.count(self._verb, self._layer, sent, self.nbytes, self.messages)
 
     def finish(self) -> None:
         """Wait until all has come and the send buffers may be changed.

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,39 +29,25 @@ from sparsednn.distributed.inputs import distribute_inputs
 from sparsednn.distributed.loading import load_shard, load_whole
 from sparsednn.distributed.partitions import grid_shape, share_partition
 from sparsednn.distributed.plan import exchange_plans
+from sparsednn.distributed.rank_plan import RankPlan, WholePlan, plan_shard, plan_whole
 from sparsednn.distributed.shard import NetworkShard
-from sparsednn.distributed.timing import Timing, gather_trace, slowest
+from sparsednn.distributed.timing import gather_trace, slowest
+from sparsednn.errors import UsageError
 from sparsednn.inference import OutputSink
-from sparsednn.inputs import InputSet
 from sparsednn.kernels import get_kernel
 from sparsednn.machine import give_back_memory
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
     from sparsednn.formats import ReadOptions
+    from sparsednn.gpu.device import Device
     from sparsednn.network import SparseNetwork
 
 __all__ = ["DistributedResult", "DistributedRun"]
 
 _OUTPUT_BYTES = 128 << 20  # of the dense outputs of all ranks that are held at a time
+_SAMPLE = 256  # images that GPUs run before they are timed
 _EVENTS = 1 << 18  # of a rank's trace: 8 MiB
-
-
-class _Plan(Protocol):
-    """What runs a rank's share: `compiled.CompiledPlan`, `reference.ReferencePlan`, `_Whole`."""
-
-    def run(
-        self, inputs: InputSet, outputs: NDArray[np.float32] | None = None
-    ) -> NDArray[np.bool_]: ...
-
-    def reset(self) -> None: ...
-
-    def tiles(self, images: int) -> int: ...
-
-    def free(self) -> None: ...
-
-    @property
-    def timing(self) -> Timing: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +69,8 @@ class DistributedResult:
         tile.
     seconds
         ``(layers, 4)`` by `kernels.linked.PHASES`, the largest of all ranks; zeros where M = 1.
+    device_seconds, copy_seconds
+        On GPUs, the largest of all ranks: seconds of kernels; of copies, where M = 1.
     trace
         Chrome trace on rank 0, if it was asked for.
     """
@@ -94,6 +82,8 @@ class DistributedResult:
     words_predicted: int
     messages_predicted: int
     seconds: NDArray[np.float64] = field(repr=False)
+    device_seconds: float
+    copy_seconds: float
     trace: dict[str, Any] | None = field(repr=False)
 
 
@@ -121,7 +111,11 @@ class DistributedRun:
     outputs
         Whether `run` will be given a sink.
     trace
-        Whether to record one.
+        Whether to record one; with a device it has no events.
+    device
+        This rank's GPU, on all ranks or on none; `kernel` and `threads` do not matter then.
+    precision
+        How a GPU stores weights and activations, see `gpu.storage`.
 
     Attributes
     ----------
@@ -130,14 +124,17 @@ class DistributedRun:
     shape
         The grid, ``(D, M)``.
     threads, columns
-        Threads of each rank; columns of a tile (0 without the compiled engine of M > 1 ranks).
+        Threads of each rank; columns of a tile, or of a GPU's chunk (0 for the reference, and where
+        M = 1).
+    transport
+        How messages travel between GPUs; "" without.
     read_seconds, prepare_seconds
         The longest of all ranks: loading network and inputs; planning, packing, compiling.
 
     Raises
     ------
     UsageError
-        If ranks, grid and parts do not fit.
+        If ranks, grid and parts do not fit, or some ranks have a device and others have none.
     SparseDNNError
         As the loading functions do; on all ranks alike.
     """
@@ -161,14 +158,23 @@ class DistributedRun:
         layers: int | None = None,
         bias: float | None = None,
         options: ReadOptions | None = None,
+        device: Device | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.world, self.outputs, self.traced = world, outputs, trace
-        self.kernel, self.threads = kernel, self._agreed_threads(kernel, threads)
+        self.kernel = kernel if device is None else "cupy"
+        self.threads = self._agreed_threads(kernel, threads)
         self.read_seconds = self.prepare_seconds = 0.0
         self.words_per_image = self.messages_per_tile = self.columns = 0
+        self.device, self.precision, self.transport = device, precision, ""
+        mixed = world.any_rank(device is None) and world.any_rank(device is not None)
         clock = _Clock(world)
         parts = None if partition is None else share_partition(world, partition)
         with together(world, "arranging the ranks"):
+            if mixed:
+                raise UsageError("some ranks have a GPU and others have none")
+            if device is None and precision != "fp32":
+                raise UsageError(f"precision {precision} is for GPUs: the CPU computes in fp32")
             self.shape = grid_shape(
                 world.size, 1 if parts is None else parts.parts, grid, partition=partition
             )
@@ -238,17 +244,23 @@ class DistributedRun:
         self.world.allreduce(agreed, "min")
         return int(agreed[0])
 
-    def _for_whole(self, network: SparseNetwork | None) -> Callable[[], _Plan]:
+    def _for_whole(self, network: SparseNetwork | None) -> Callable[[], RankPlan]:
         """Every rank has the whole network: the ordinary kernel."""
         assert network is not None
-        plan = _Whole(get_kernel(self.kernel).plan(network, threads=self.threads), self.depth)
+        if self.device is not None:
+            return plan_whole(self.device, network, self)
+        plan = WholePlan(get_kernel(self.kernel).plan(network, threads=self.threads), self.depth)
         return lambda: plan
 
-    def _for_shard(self, shard: NetworkShard, *, drop: bool, overlap: bool) -> Callable[[], _Plan]:
+    def _for_shard(
+        self, shard: NetworkShard, *, drop: bool, overlap: bool
+    ) -> Callable[[], RankPlan]:
         """Work out the messages and pack the rows; returns what makes the plan for the inputs."""
         plans = exchange_plans(shard, self.group)
         self.words_per_image = sum(plan.words_received for plan in plans)
         self.messages_per_tile = sum(plan.receive_ranks.size for plan in plans)
+        if self.device is not None:
+            return plan_shard(self.device, shard, plans, self, drop=drop, overlap=overlap)
         if self.kernel == "reference":
             from sparsednn.distributed.reference import ReferencePlan
 
@@ -258,13 +270,13 @@ class DistributedRun:
 
         rows = PackedShard.of(shard, plans)
 
-        def make() -> _Plan:
+        def make() -> RankPlan:
             plan = CompiledPlan(
                 rows,
                 plans,
                 self.group,
                 threads=self.threads,
-                columns=max((last - first for first, last in self.ranges), default=0),
+                columns=self.most_columns,
                 drop=drop,
                 overlap=overlap,
                 events=_EVENTS if self.traced else 0,
@@ -274,8 +286,16 @@ class DistributedRun:
 
         return make
 
+    @property
+    def most_columns(self) -> int:
+        """Columns of the plan's largest call."""
+        return max((last - first for first, last in self.ranges), default=0)
+
     def _warm_up(self) -> None:
         """Compile, or load from the cache on disk: one rank of each node first, for the others."""
+        if self.device is not None:  # all at once: CuPy's cache can do that
+            self._plan.run(self.inputs.columns(0, min(_SAMPLE, self.most_columns)))
+            return
         MPI = load_mpi()
         node = self.world.raw.Split_type(MPI.COMM_TYPE_SHARED)
         nothing = self.inputs.columns(0, 0)
@@ -344,6 +364,8 @@ class DistributedRun:
             words_predicted=int(predicted[0]),
             messages_predicted=int(predicted[1]),
             seconds=slowest(timing, self.world),
+            device_seconds=_longest(self.world, timing.device),
+            copy_seconds=_longest(self.world, timing.copies),
             trace=gather_trace(timing, self.world, clock) if self.traced else None,
         )
 
@@ -351,33 +373,6 @@ class DistributedRun:
         """Give everything back to MPI; collective."""
         self._plan.free()
         self.grid.free()
-
-
-class _Whole:
-    """A rank that holds the whole network: the ordinary kernel, no exchange."""
-
-    def __init__(self, plan: Any, depth: int) -> None:
-        self._run, self._depth = plan.run, depth
-
-    def run(
-        self, inputs: InputSet, outputs: NDArray[np.float32] | None = None
-    ) -> NDArray[np.bool_]:
-        return np.asarray(self._run(inputs, outputs))
-
-    def reset(self) -> None:
-        pass
-
-    def tiles(self, images: int) -> int:
-        return 0
-
-    def free(self) -> None:
-        pass
-
-    @property
-    def timing(self) -> Timing:
-        from sparsednn.kernels.linked import PHASES
-
-        return Timing(np.zeros((self._depth, len(PHASES))))
 
 
 class _Clock:

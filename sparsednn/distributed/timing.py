@@ -29,11 +29,16 @@ class Timing:
         For each stream ``(n, 4)`` float64: phase, layer, begin, end, on MPI's clock.
     lost
         Events for which there was no room.
+    device, copies
+        On a GPU: seconds of its kernels, and of copies to and from it where they can be told from
+        messages (M = 1).
     """
 
     seconds: NDArray[np.float64]
     events: Sequence[NDArray[np.float64]] = field(default=(), repr=False)
     lost: int = 0
+    device: float = 0.0
+    copies: float = 0.0
 
 
 def slowest(timing: Timing, world: Communicator) -> NDArray[np.float64]:

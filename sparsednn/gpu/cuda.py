@@ -21,12 +21,11 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sparsednn.errors import MissingDependencyError, SparseDNNError
+from sparsednn.errors import DeviceMemoryError, MissingDependencyError, SparseDNNError
 from sparsednn.gpu import programs
 from sparsednn.gpu.device import (
     Argument,
     Array,
-    DeviceMemoryError,
     Event,
     Function,
     Graph,

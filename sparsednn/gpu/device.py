@@ -17,13 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sparsednn.errors import SparseDNNError
-
 __all__ = [
     "Argument",
     "Array",
     "Device",
-    "DeviceMemoryError",
     "Event",
     "Function",
     "Graph",
@@ -42,16 +39,6 @@ Stream = Any
 Event = Any
 Function = Any
 Graph = Any
-
-
-class DeviceMemoryError(SparseDNNError):
-    """The device has not enough memory for an allocation; `wanted` and `free` are bytes."""
-
-    exit_code = 3
-
-    def __init__(self, message: str, wanted: int = 0, free: int = 0) -> None:
-        super().__init__(message)
-        self.wanted, self.free = wanted, free
 
 
 class Device(Protocol):

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.gpu.device import Array, Device, DeviceMemoryError, Event, Stream
+from sparsednn.errors import DeviceMemoryError
+from sparsednn.gpu.device import Array, Device, Event, Stream
 from sparsednn.gpu.packing import PackedLayer, densified, index_dtype, pack_layer, tables
 from sparsednn.gpu.storage import TILE, narrow
 from sparsednn.kernels.packing import Rows, bounds
 from sparsednn.network import SparseNetwork
 
-__all__ = ["DENSE_FROM", "DeviceNetwork", "LayerArrays", "pack_network"]
+__all__ = ["DENSE_FROM", "DeviceNetwork", "LayerArrays", "joined_on", "pack_network"]
 
 #: Share of stored weights from which on a layer is multiplied with its zeros, if there are enough
 #: columns. A sparse row loads a line for each of its connections, which takes four times as long as
@@ -157,7 +158,7 @@ class _Resident:
         table, limits = tables(packed.layers, packed.wide)
         self._table, self._limits = device.upload(table), device.upload(limits)
         self._arrays = [
-            _joined(device, [getattr(p, name) for p in packed.layers]) for name in _NAMES
+            joined_on(device, [getattr(p, name) for p in packed.layers]) for name in _NAMES
         ]
 
     def layer(self, number: int, stream: Stream) -> LayerArrays:
@@ -170,8 +171,8 @@ class _Resident:
         return 0.0
 
 
-def _joined(device: Device, pieces: Sequence[NDArray[Any]]) -> Array:
-    """Upload arrays one behind another, without joining them on the host."""
+def joined_on(device: Device, pieces: Sequence[NDArray[Any]]) -> Array:
+    """Upload arrays of one type one behind another, without joining them on the host."""
     rows = sum(piece.shape[0] for piece in pieces)
     # Nobody reads beyond the end; an empty array would have no address.
     whole = device.empty((max(1, rows), *pieces[0].shape[1:]), pieces[0].dtype)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sparsednn.errors import DeviceMemoryError
 from sparsednn.gpu.device import (
     Argument,
     Array,
-    DeviceMemoryError,
     Event,
     Function,
     Graph,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.errors import ShapeError
+from sparsednn.errors import DeviceMemoryError, ShapeError
 from sparsednn.gpu.cascade import Cascade, Launcher, Part, bytes_per_column
-from sparsednn.gpu.device import Array, Device, DeviceMemoryError, Event, Stream
+from sparsednn.gpu.device import Array, Device, Event, Stream
 from sparsednn.gpu.network import DeviceNetwork
 from sparsednn.gpu.storage import TILE, store_of, stored_dtype
 from sparsednn.inputs import InputSet

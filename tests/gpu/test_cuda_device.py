@@ -22,10 +22,9 @@ from gpu.fake_cupy import (
 )
 
 from sparsednn.comm.alone import Alone
-from sparsednn.errors import MissingDependencyError, SparseDNNError, UsageError
+from sparsednn.errors import DeviceMemoryError, MissingDependencyError, SparseDNNError, UsageError
 from sparsednn.gpu import find_device, programs, usable
 from sparsednn.gpu.cuda import CudaDevice
-from sparsednn.gpu.device import DeviceMemoryError
 from sparsednn.gpu.ranks import find_devices
 from sparsednn.gpu.twin import TwinDevice
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sparsednn.errors import MissingDependencyError, SparseDNNError, UsageError
+from sparsednn.errors import DeviceMemoryError, MissingDependencyError, SparseDNNError, UsageError
 from sparsednn.gpu import programs, usable
 from sparsednn.gpu.cuda import CudaDevice
 from sparsednn.gpu.cusparse import cusparse_matrix, cusparse_product
-from sparsednn.gpu.device import DeviceMemoryError
 
 pytestmark = pytest.mark.gpu
 

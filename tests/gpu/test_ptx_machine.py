@@ -9,8 +9,7 @@ import pytest
 
 from ptx import EmulatedDevice, KernelError, why_not
 from ptx.memory import BASE
-from sparsednn.errors import SparseDNNError
-from sparsednn.gpu.device import DeviceMemoryError
+from sparsednn.errors import DeviceMemoryError, SparseDNNError
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "NVRTC is there")
 

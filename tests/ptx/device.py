@@ -21,9 +21,8 @@ from ptx.memory import BASE, MAPPED, WRITTEN, Arena, Space
 from ptx.nvrtc import CompileError, compile_program
 from ptx.parser import Module, parse
 from ptx.traffic import Traffic
-from sparsednn.errors import SparseDNNError
+from sparsednn.errors import DeviceMemoryError, SparseDNNError
 from sparsednn.gpu import programs
-from sparsednn.gpu.device import DeviceMemoryError
 
 __all__ = ["EmulatedDevice", "Statistics"]
 
