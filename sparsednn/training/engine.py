@@ -1,7 +1,7 @@
 """`Engine`: what a rank can do with its share of a network while training.
 
-Two engines have this interface: `compiled.CompiledEngine` (numba) and `reference.ReferenceEngine`
-(SciPy, any float type), which is the truth for the other.
+Three engines have this interface: `compiled.CompiledEngine` (numba), `device_engine.DeviceEngine`
+(a GPU), and `reference.ReferenceEngine` (SciPy, any float type), which is the truth for the others.
 """
 
 from __future__ import annotations

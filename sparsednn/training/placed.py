@@ -24,10 +24,16 @@ from sparsednn.training.stepper import Stepper
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
+    from sparsednn.gpu.device import Device
+    from sparsednn.training.device_data import DeviceExamples
 
 __all__ = ["KERNELS", "PlacedNetwork", "warm_up"]
 
 KERNELS = ("numba", "reference")
+
+#: Images of a piece on a device, at least: smaller batches are trained in one all the same, and the
+#: examples to test with go through in fewer pieces.
+_DEVICE_COLUMNS = 256
 
 
 class PlacedNetwork:
@@ -45,6 +51,10 @@ class PlacedNetwork:
         How to train.
     columns
         Images of a step in this data group, at most.
+    device
+        Train on this one, whatever `kernel` says; None: on the CPU.
+    resident
+        Examples that are on the device already.
 
     Attributes
     ----------
@@ -66,22 +76,49 @@ class PlacedNetwork:
         kernel: str,
         threads: int,
         columns: int,
+        device: Device | None = None,
+        resident: DeviceExamples | None = None,
     ) -> None:
         self._shard, self._group, self._across = shard, group, across
         alone = group.size == 1
         self.plans = plans_of_all([shard])[0] if alone else exchange_plans(shard, group)
         self._input_gradient = settings.input_gradient and not alone
-        self.engine = self._make_engine(kernel, threads, columns)
-        last = shard.layers[-1]
-        self.stepper = Stepper(
-            self.engine, group, across, rows=last.rows, n_out=last.n_out, loss=settings.loss,
-            optimizer=settings.optimizer, clip=settings.clip, threads=threads,
-        )  # fmt: skip
+        self.engine: Engine
+        self.stepper: Stepper
+        if device is None:
+            self.engine = self._make_engine(kernel, threads, columns)
+            self.stepper = Stepper(
+                self.engine, group, across, threads=threads, **self._given(settings)
+            )
+        else:
+            self._place_on(device, resident, settings, columns)
         for name, layers in (slots or {}).items():
-            self.stepper.slots[name][:] = self.engine.flat(layers)
+            self.stepper.restore(name, self.engine.flat(layers))
         received = [plan.words_received for plan in self.plans]
         self.forward_words = sum(received)
         self.backward_words = sum(received if self._input_gradient else received[1:])
+
+    def _given(self, settings: Settings) -> dict[str, Any]:
+        """What all steppers are told."""
+        last = self._shard.layers[-1]
+        return {
+            "rows": last.rows, "n_out": last.n_out, "loss": settings.loss,
+            "optimizer": settings.optimizer, "clip": settings.clip,
+        }  # fmt: skip
+
+    def _place_on(
+        self, device: Device, resident: DeviceExamples | None, settings: Settings, columns: int
+    ) -> None:
+        from sparsednn.training.device_engine import DeviceEngine
+        from sparsednn.training.device_stepper import DeviceStepper
+
+        engine = DeviceEngine(
+            device, self._shard, self.plans, self._group, self._across,
+            columns=max(columns, _DEVICE_COLUMNS), input_gradient=self._input_gradient,
+            slots=settings.optimizer.slots, examples=resident,
+        )  # fmt: skip
+        self.engine = engine
+        self.stepper = DeviceStepper(engine, self._group, self._across, **self._given(settings))
 
     def _make_engine(self, kernel: str, threads: int, columns: int) -> Engine:
         shared: dict[str, Any] = {"columns": columns, "input_gradient": self._input_gradient}

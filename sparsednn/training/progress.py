@@ -80,7 +80,8 @@ class TrainingResult:
     drift
         Words of an image now over those with the first pattern (or the last new partition).
     pass_seconds
-        Where this rank's time went (`kernels.backprop.PASSES`); empty for the reference kernel.
+        Where this rank's time went (`kernels.backprop.PASSES`); on a GPU "device" and "copies", by
+        its own clock, evaluations included; empty for the reference kernel.
     records
         What the metrics file has of each epoch of this session.
     """

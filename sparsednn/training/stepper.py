@@ -49,7 +49,8 @@ class Stepper:
     Attributes
     ----------
     slots
-        The optimizer's arrays by name, each like ``engine.theta``; zero at first.
+        The optimizer's arrays by name, each like ``engine.theta``; zero at first. To be changed by
+        `restore` only: they may be copies.
     """
 
     def __init__(
@@ -68,11 +69,21 @@ class Stepper:
         self.engine, self._group, self._across = engine, group, across
         self._rows, self._n_out = rows, n_out
         self._loss, self._optimizer, self._clip, self._threads = loss, optimizer, clip, threads
-        self.slots: dict[str, NDArray[Any]] = {
-            name: np.zeros_like(engine.theta) for name in optimizer.slots
-        }
+        self._slots: dict[str, NDArray[Any]] = self._make_slots()
         # Plain SGD on one data group needs no gradients that outlive their layer.
         self._at_once = clip is None and across.size == 1 and optimizer == SGD()
+
+    def _make_slots(self) -> dict[str, NDArray[Any]]:
+        return {name: np.zeros_like(self.engine.theta) for name in self._optimizer.slots}
+
+    @property
+    def slots(self) -> dict[str, NDArray[Any]]:
+        """The optimizer's arrays."""
+        return self._slots
+
+    def restore(self, name: str, flat: NDArray[Any]) -> None:
+        """Set one of the optimizer's arrays, such as to one that a checkpoint has kept."""
+        self._slots[name][:] = flat
 
     def train(
         self,
@@ -163,12 +174,16 @@ class Stepper:
         """What the gradient is multiplied with, so that it is not longer than `clip`."""
         if self._clip is None:
             return 1.0
-        square = np.array([squared_norm(self.engine.gradient, self._threads)])
+        square = np.array([self._squared_norm()])
         self._group.allreduce(square)
         norm = math.sqrt(float(square[0]))
         if not math.isfinite(norm):
             self._diverged("the norm of the gradient", norm, step, rate)
         return min(1.0, self._clip / (norm + _TINY_NORM))
+
+    def _squared_norm(self) -> float:
+        """Of this rank's part of the gradient."""
+        return squared_norm(self.engine.gradient, self._threads)
 
     def _check_loss(self, total: Score, step: int, rate: float) -> None:
         if not math.isfinite(total.loss):

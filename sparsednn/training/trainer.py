@@ -32,6 +32,7 @@ from sparsednn.errors import FormatError, InputError
 from sparsednn.training.beginning import PARTITION, Beginning, begin
 from sparsednn.training.checkpoints import TrainingState, write_checkpoint
 from sparsednn.training.data import LocalExamples, share_examples
+from sparsednn.training.device_data import DeviceExamples
 from sparsednn.training.losses import Score
 from sparsednn.training.metrics import MetricsFile
 from sparsednn.training.pattern import changed_pattern
@@ -45,6 +46,7 @@ from sparsednn.training.state import gather_network, scatter_network
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
     from sparsednn.formats import ReadOptions
+    from sparsednn.gpu.device import Device
     from sparsednn.network import SparseNetwork
     from sparsednn.partitioners.partition import Partition
 
@@ -84,6 +86,9 @@ class TrainingRun:
     repartition
         Make a new partition behind an epoch when the words of an image have grown by this factor
         since the last one was made (with dynamic sparsity).
+    device
+        This rank's GPU, for all of the training; None: the CPU, with `kernel`. All ranks have one,
+        or none has.
 
     Attributes
     ----------
@@ -123,8 +128,10 @@ class TrainingRun:
         resume: bool = False,
         every: int | None = None,
         repartition: float | None = None,
+        device: Device | None = None,
     ) -> None:
         self.world, self.settings, self.kernel, self.threads = world, settings, kernel, threads
+        self.device, self._resident = device, None if device is None else DeviceExamples(device)
         self._every, self._repartition = every, repartition
         start = time.perf_counter()
         parts = None if partition is None else share_partition(world, partition)
@@ -155,7 +162,7 @@ class TrainingRun:
         self._set_sizes(began)
         self.read_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        if kernel == "numba":
+        if kernel == "numba" and device is None:
             _warm_up_in_turn(world, settings)
         self._placed = self._place(began.shard, began.slots)
         self.progress = Progress(
@@ -200,10 +207,23 @@ class TrainingRun:
 
     def _place(self, shard: Any, slots: Any) -> PlacedNetwork:
         groups = self.shape[0]
+        self._place_examples(shard)
         return PlacedNetwork(
             shard, slots, self.group, self.across, self.settings, kernel=self.kernel,
             threads=self.threads, columns=-(-self.settings.batch_size // groups),
+            device=self.device, resident=self._resident,
         )  # fmt: skip
+
+    def _place_examples(self, shard: Any) -> None:
+        """Put all examples on the device, if that has not been done: in front of all else there."""
+        resident = self._resident
+        if resident is None:
+            return
+        with together(self.world, "placing the examples"):
+            for examples in self._examples:
+                resident.inputs(examples.inputs)
+                if self.group.size == 1:  # otherwise the loss is made on the host
+                    resident.targets(examples, shard.n_out)
 
     # Epochs ---------------------------------------------------------------------------------
 
@@ -327,8 +347,11 @@ class TrainingRun:
         shard, own = scatter_network(
             network, slots, self._partition, self.grid.coordinates[1], self.world
         )
+        examples = self._share_examples(shard)
+        if self._resident is not None:
+            self._resident.forget()
+        self._examples = examples
         self._replace(shard, own)
-        self._examples = self._share_examples(shard)
         self.progress.words_at_start = self._placed.words_per_image()
         self.progress.partition = self._partition.identity
 
