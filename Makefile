@@ -5,6 +5,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# Workers of `make test`; what starts MPI ranks is all on one of them (tests/conftest.py).
+JOBS   ?= 2
+
 INSTALL := $(BIN)/python -m pip install --quiet
 
 .PHONY: demo test lint format bench clean
@@ -20,7 +23,7 @@ demo: $(VENV)/.run
 	$(BIN)/sparsednn train mlp:64-256-10@0.2 --inputs digits --optimizer adam --lr 0.01 --partition $(VENV)/digits.p2.npz --ranks 2
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

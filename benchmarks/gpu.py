@@ -17,7 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +174,40 @@ def run_cusparse(network: SparseNetwork, inputs: InputSet) -> dict[str, Any]:
             "categories": categories}  # fmt: skip
 
 
+@dataclass
+class Costs:
+    """What the next network will take, from what the last one took; at first a guess."""
+
+    edge: float = 5e-8  # seconds to make an edge, to pack it, and to run it some times
+    neuron: float = 5e-3  # seconds for the inputs of a network, over its neurons
+
+    def seconds(self, neurons: int, edges: int, packed: int, *, made: bool) -> float:
+        """Of a network that is packed so often; `made`: whether its inputs are there."""
+        return 1.5 * (self.edge * edges * packed + (0 if made else self.neuron * neurons))
+
+
+def warm_up(device: Device, ways: list[dict[str, Any]]) -> None:
+    """Compile all kernels, and what packs networks: no time of any network."""
+    network = load_network("graph-challenge:1024-120", layers=12)
+    inputs = load_inputs("digits:1024", n_features=1024, images=64)
+    for way in ways:
+        GpuPlan(device, network, **way).run(inputs)
+
+
 def run_networks(
-    device: Device, options: argparse.Namespace, clock: Clock, roofs: Ceilings
-) -> list[dict[str, Any]]:
-    """All official networks that there is time for."""
-    found: list[dict[str, Any]] = []
+    device: Device,
+    options: argparse.Namespace,
+    clock: Clock,
+    roofs: Ceilings,
+    found: list[dict[str, Any]],
+    save: Callable[[], None],
+) -> None:
+    """All official networks that there is time for go to `found`; saved one by one."""
     images = 64 if options.dry_run else 60_000
     inputs: dict[int, InputSet] = {}
-    made_in = 1e-8  # seconds for each edge to be made and packed, learned on the way
+    costs = Costs()
+    ways: list[dict[str, Any]] = [{}, {"merge": False}, {"precision": "fp16"}]
+    warm_up(device, ways)
     print(
         f"{'network':<12}{'how':<14}{'wall ms':>9}{'device ms':>11}{'copies ms':>11}"
         f"{'edges/s':>11}{'(device)':>11}{'categories':>12}{'published ms':>14}"
@@ -189,21 +215,24 @@ def run_networks(
     for neurons, depth in NETWORKS[:1] if options.dry_run else NETWORKS:
         layers = 12 if options.dry_run else depth
         edges = 32 * neurons * layers
-        if clock.left < 3 * made_in * edges:
+        few = ways if edges < 2e9 else ways[:1]
+        packed = len(few) + (depth == 120)  # how often; once more to look at its parts
+        if clock.left < costs.seconds(neurons, edges, packed, made=neurons in inputs):
             print(f"{neurons}-{depth:<7} left out: no time for it")
             found.append({"neurons": neurons, "layers": depth, "left_out": "no time"})
             continue
+        if neurons not in inputs:
+            begin = time.perf_counter()
+            inputs[neurons] = inputs_for(neurons, images, options.mnist)
+            costs.neuron = (time.perf_counter() - begin) / neurons
+        here = inputs[neurons]
         begin = time.perf_counter()
         network = load_network(f"graph-challenge:{neurons}-{depth}", layers=layers)
-        if neurons not in inputs:
-            inputs = {neurons: inputs_for(neurons, images, options.mnist)}
-        here = inputs[neurons]
         one: dict[str, Any] = {"neurons": neurons, "layers": layers, "images": images, "runs": []}
-        ways: list[dict[str, Any]] = [{}, {"merge": False}, {"precision": "fp16"}]
-        for way in ways if edges < 2e9 else ways[:1]:
+        for way in few:
             result = run_network(device, network, here, **way)
             one["runs"].append(result)
-            made_in = max(made_in, (time.perf_counter() - begin) / edges / len(one["runs"]))
+            costs.edge = (time.perf_counter() - begin) / edges / len(one["runs"])
             name = " ".join(f"{key}={value}" for key, value in way.items()) or "fp32 merge"
             published = PUBLISHED_SECONDS.get((neurons, depth))
             print(
@@ -230,7 +259,7 @@ def run_networks(
                 flush=True,
             )
         found.append(one)
-    return found
+        save()
 
 
 def print_parts(networks: list[dict[str, Any]]) -> None:
@@ -273,14 +302,15 @@ def main() -> None:
         "dry_run": options.dry_run,
         "ceilings": asdict(roofs),
     }
-    steps: list[tuple[str, Callable[[], Any]]] = [
-        ("training", lambda: measure_training(device, clock.left * 0.35, options.dry_run)),
-        ("networks", lambda: run_networks(device, options, clock, roofs)),
-    ]
-    for name, step in steps:
-        figures[name] = step()
+
+    def save() -> None:
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1))
+
+    figures["training"] = measure_training(device, clock.left * 0.35, options.dry_run)
+    figures["networks"] = []
+    run_networks(device, options, clock, roofs, figures["networks"], save)
+    save()
     print_parts(figures["networks"])
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from mpi_runs import IMPLEMENTATIONS, MpiRuns, require_mpi
+
+#: Test files whose tests start ranks.
+_START_RANKS = re.compile(r"mpi_runs|mpiexec|launcher|--ranks")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -38,3 +43,22 @@ def official_categories() -> Path:
 def mpi(request: pytest.FixtureRequest) -> MpiRuns:
     """Each MPI implementation in turn, or skip with the reason; see mpi_runs.py."""
     return require_mpi(request.param)
+
+
+@lru_cache
+def _starts_ranks(file: Path) -> bool:
+    return _START_RANKS.search(file.read_text(encoding="utf-8")) is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deal the tests out to workers (``-n 2 --dist loadgroup``): what starts ranks stays on one.
+
+    Ranks that spin while they wait would otherwise fight for the cores with those of another test.
+    Other tests go file by file, so that each module's fixtures are made once.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        ranks = _starts_ranks(Path(item.path))
+        item.add_marker(pytest.mark.xdist_group("ranks" if ranks else str(item.path)))

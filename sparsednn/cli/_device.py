@@ -1,4 +1,4 @@
-"""``--device`` of the commands that compute, and what goes with it."""
+"""``--device`` of the commands that compute, and what goes with it: kernel and transport."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsednn.cli._common import note
+from sparsednn.cli._ranks import RANKS_PANEL
 from sparsednn.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsednn.comm import Communicator
     from sparsednn.gpu.device import Device
 
-__all__ = ["DeviceOption", "KernelOption", "check_device", "cpu_kernel", "device_of"]
+__all__ = [
+    "DeviceOption",
+    "KernelOption",
+    "TransportOption",
+    "check_device",
+    "cpu_kernel",
+    "device_of",
+]
 
 DeviceOption = Annotated[
     str,
@@ -30,10 +38,20 @@ KernelOption = Annotated[
         show_default=False,
     ),
 ]
+TransportOption = Annotated[
+    str,
+    typer.Option(
+        "--transport",
+        help="How lines travel between the GPUs of ranks that share the neurons: staged (through "
+        "the hosts), gpu-aware (MPI on GPU memory), nccl, or auto: gpu-aware if MPI says that it "
+        "can, else staged.",
+        rich_help_panel=RANKS_PANEL,
+    ),
+]
 
 
-def check_device(choice: str, kernel: str | None) -> None:
-    """Tell what is wrong with ``--device`` and ``--kernel``; looks for no device.
+def check_device(choice: str, kernel: str | None, transport: str) -> None:
+    """Tell what is wrong with ``--device`` and what goes with it; looks for no device.
 
     Raises
     ------
@@ -52,6 +70,17 @@ def check_device(choice: str, kernel: str | None) -> None:
         get_kernel(kernel)
         if choice != "cpu":
             raise UsageError(f"--kernel {kernel} is the CPU's: leave out --device {choice}")
+    if transport != "auto":
+        _check_transport(choice, transport)
+
+
+def _check_transport(choice: str, transport: str) -> None:
+    from sparsednn.distributed.transports import TRANSPORTS
+
+    if transport not in TRANSPORTS:
+        raise UsageError(f"--transport is one of {', '.join(TRANSPORTS)}: '{transport}'")
+    if choice == "cpu":
+        raise UsageError(f"--transport {transport} is for GPUs: give --device gpu, or auto")
 
 
 def cpu_kernel(kernel: str | None) -> str:

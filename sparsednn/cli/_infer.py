@@ -54,6 +54,7 @@ class Request:
     device: str
     precision: str
     merge: bool
+    transport: str
 
     def check_call(self) -> None:
         """Tell what is wrong with the options; looks at no file."""
@@ -71,7 +72,7 @@ class Request:
                 )
             if given and self.kernel == "reference" and name != "--no-drop":
                 raise UsageError(f"{name} belongs to the numba kernel, the reference has none")
-        check_device(self.device, self.kernel)
+        check_device(self.device, self.kernel, self.transport)
         self._check_precision()
 
     def _check_precision(self) -> None:
@@ -229,6 +230,7 @@ def infer_on_ranks(request: Request) -> Told | None:
             options=request.options,
             device=device,
             precision=request.precision,
+            transport=request.transport,
         )
         with together(world, "checking the truth"):
             request.check_images(expected, run.n_images)

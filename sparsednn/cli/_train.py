@@ -71,6 +71,7 @@ class Request:
     threads: int | None
     kernel: str | None
     device: str
+    transport: str
     input_gradient: bool
     checkpoint: Path | None
     resume: bool
@@ -115,7 +116,7 @@ class Request:
         for name, value in (("--threads", self.threads), ("--every", self.every)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, found {value}")
-        check_device(self.device, self.kernel)
+        check_device(self.device, self.kernel, self.transport)
         if self.grid is not None:
             ProcessGrid.parse(self.grid)
         for name, given in (("--resume", self.resume), ("--every", self.every is not None)):
@@ -233,6 +234,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
             every=request.every,
             repartition=request.repartition,
             device=device,
+            transport=request.transport,
         )
         if world.rank == 0 and request.resume:
             _note_resume(request, run)
@@ -356,6 +358,7 @@ def _summary(
         "threads": run.threads,
         "kernel": cpu_kernel(request.kernel) if device is None else "cupy",
         "device": "cpu" if device is None else device.name,
+        **({"transport": run.transport} if run.transport else {}),
         "seed": request.seed,
         "epochs": result.epochs,
         "steps": result.steps,

@@ -17,7 +17,7 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
-from sparsednn.cli._device import DeviceOption, KernelOption
+from sparsednn.cli._device import DeviceOption, KernelOption, TransportOption
 from sparsednn.cli._ranks import (
     RANKS_PANEL,
     GridOption,
@@ -104,6 +104,7 @@ def infer(
     ] = None,
     grid: GridOption = None,
     ranks: RanksOption = None,
+    transport: TransportOption = "auto",
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -134,13 +135,14 @@ def infer(
     """Run inputs through a network; print the categories' number and the rate."""
     from sparsednn.cli._infer import Request, infer_here, infer_on_ranks
 
-    if ranks is not None:
-        start_ranks(ranks)
     request = Request(
         model, inputs, options, truth, categories_out, outputs_out, kernel, threads, images,
         layers, bias, mnist, partition, grid, trace, overlap, drop, device, precision, merge,
+        transport,
     )  # fmt: skip
     request.check_call()
+    if ranks is not None:
+        start_ranks(ranks)
     run = infer_on_ranks if partition or grid or under_launcher() else infer_here
     told = run(request)
     if told is None:  # a rank that has nothing to say

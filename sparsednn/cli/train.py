@@ -15,7 +15,7 @@ from sparsednn.cli._common import (
     print_json,
     print_table,
 )
-from sparsednn.cli._device import DeviceOption, KernelOption
+from sparsednn.cli._device import DeviceOption, KernelOption, TransportOption
 from sparsednn.cli._ranks import RANKS_PANEL, GridOption, RanksOption, start_ranks, told_once
 from sparsednn.cli._reading import reads_models
 
@@ -292,6 +292,7 @@ def train(
     ] = None,
     grid: GridOption = None,
     ranks: RanksOption = None,
+    transport: TransportOption = "auto",
     input_gradient: Annotated[
         bool,
         typer.Option(
@@ -316,8 +317,8 @@ def train(
         epsilon=epsilon, schedule=schedule, warm_up=warm_up, clip=clip, initial=initial,
         seed=seed, shuffle=not no_shuffle, sparsity=sparsity, repartition=repartition,
         partition=partition, grid=grid, threads=threads, kernel=kernel, device=device,
-        input_gradient=input_gradient, checkpoint=checkpoint, resume=resume, every=every,
-        output=output, plot=plot,
+        transport=transport, input_gradient=input_gradient, checkpoint=checkpoint, resume=resume,
+        every=every, output=output, plot=plot,
     )  # fmt: skip
     settings = request.settings()
     request.check_call()

@@ -32,6 +32,7 @@ from sparsednn.distributed.plan import exchange_plans
 from sparsednn.distributed.rank_plan import RankPlan, WholePlan, plan_shard, plan_whole
 from sparsednn.distributed.shard import NetworkShard
 from sparsednn.distributed.timing import gather_trace, slowest
+from sparsednn.distributed.transports import check_transport
 from sparsednn.errors import UsageError
 from sparsednn.inference import OutputSink
 from sparsednn.kernels import get_kernel
@@ -116,6 +117,8 @@ class DistributedRun:
         This rank's GPU, on all ranks or on none; `kernel` and `threads` do not matter then.
     precision
         How a GPU stores weights and activations, see `gpu.storage`.
+    transport
+        How lines are to travel between GPUs, one of `transports.TRANSPORTS`; matters where M > 1.
 
     Attributes
     ----------
@@ -134,7 +137,8 @@ class DistributedRun:
     Raises
     ------
     UsageError
-        If ranks, grid and parts do not fit, or some ranks have a device and others have none.
+        If ranks, grid and parts do not fit, some ranks have a device and others have none, or the
+        transport is none for these devices.
     SparseDNNError
         As the loading functions do; on all ranks alike.
     """
@@ -160,6 +164,7 @@ class DistributedRun:
         options: ReadOptions | None = None,
         device: Device | None = None,
         precision: str = "fp32",
+        transport: str = "auto",
     ) -> None:
         self.world, self.outputs, self.traced = world, outputs, trace
         self.kernel = kernel if device is None else "cupy"
@@ -178,6 +183,8 @@ class DistributedRun:
             self.shape = grid_shape(
                 world.size, 1 if parts is None else parts.parts, grid, partition=partition
             )
+            if device is not None and self.shape[1] > 1:
+                check_transport(transport, device)
         self.grid = ProcessGrid(world, self.shape)
         self.group = self.grid.along(1)
         loading: dict[str, Any] = {"layers": layers, "bias": bias, "options": options}
@@ -208,7 +215,7 @@ class DistributedRun:
         make_plan = (
             self._for_whole(network)
             if shard is None
-            else self._for_shard(shard, drop=drop, overlap=overlap)
+            else self._for_shard(shard, drop=drop, overlap=overlap, transport=transport)
         )
         del network, shard, known
         give_back_memory()
@@ -253,14 +260,15 @@ class DistributedRun:
         return lambda: plan
 
     def _for_shard(
-        self, shard: NetworkShard, *, drop: bool, overlap: bool
+        self, shard: NetworkShard, *, drop: bool, overlap: bool, transport: str
     ) -> Callable[[], RankPlan]:
         """Work out the messages and pack the rows; returns what makes the plan for the inputs."""
         plans = exchange_plans(shard, self.group)
         self.words_per_image = sum(plan.words_received for plan in plans)
         self.messages_per_tile = sum(plan.receive_ranks.size for plan in plans)
         if self.device is not None:
-            return plan_shard(self.device, shard, plans, self, drop=drop, overlap=overlap)
+            how: dict[str, Any] = {"drop": drop, "overlap": overlap, "transport": transport}
+            return plan_shard(self.device, shard, plans, self, **how)
         if self.kernel == "reference":
             from sparsednn.distributed.reference import ReferencePlan
 

@@ -113,6 +113,7 @@ def plan_shard(
     *,
     drop: bool,
     overlap: bool,
+    transport: str,
 ) -> Callable[[], RankPlan]:
     """Copy each rank's rows to its GPU; as `plan_whole`."""
     from sparsednn.distributed.device_plan import DevicePlan
@@ -135,6 +136,7 @@ def plan_shard(
                 drop=drop,
                 overlap=overlap,
                 outputs=run.outputs,
+                transport=transport,
             )
         except DeviceMemoryError as error:  # on all ranks of the group; other groups may have room
             shortage = error

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsednn.comm.failure import together
 from sparsednn.errors import DeviceMemoryError, UsageError
 from sparsednn.gpu.device import Array, Device, Stream
 from sparsednn.gpu.storage import TILE, stored_dtype
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
     from sparsednn.comm.neighbours import NeighbourExchange
 
-__all__ = ["TRANSPORTS", "Route", "Transport", "make_transport"]
+__all__ = ["TRANSPORTS", "Route", "Transport", "check_transport", "make_transport"]
 
 #: What can be asked for.
 TRANSPORTS = ("auto", "staged", "gpu-aware", "nccl")
@@ -114,6 +115,32 @@ class Transport:
         """Give everything back; a second time does nothing."""
 
 
+def check_transport(wanted: str, device: Device) -> None:
+    """Tell whether lines can travel like this from this rank's device; not collective.
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name, the device is no GPU, or the MPI library says of itself that
+        it cannot do it.
+    MissingDependencyError
+        If NCCL is asked for, and is not there.
+    """
+    if wanted not in TRANSPORTS:
+        raise UsageError(f"transport '{wanted}' is none of {', '.join(TRANSPORTS)}")
+    if wanted == "nccl":
+        from sparsednn.gpu.nccl import load_nccl
+
+        if _in_host_memory(device):
+            raise UsageError(f"transport 'nccl' needs GPUs, not the {device.name}")
+        load_nccl()
+    # A library that cannot be asked (None) is believed; host memory can be given to any.
+    if wanted == "gpu-aware" and _gpu_aware(device) is False:
+        raise UsageError(
+            "transport 'gpu-aware': the MPI library cannot send from GPU memory; use 'staged'"
+        )
+
+
 def make_transport(
     wanted: str, device: Device, comm: Communicator, routes: list[Route], *, verb: str, tag: int
 ) -> Transport:
@@ -131,39 +158,31 @@ def make_transport(
 
     Raises
     ------
-    UsageError
-        If there is none of this name, or the MPI library says of itself that it cannot do it.
-    MissingDependencyError, LaunchError
-        If NCCL is asked for, and is not there, or does not start.
+    UsageError, MissingDependencyError
+        As `check_transport`, on all ranks.
+    LaunchError
+        If NCCL does not start.
     """
     if wanted not in TRANSPORTS:
         raise UsageError(f"transport '{wanted}' is none of {', '.join(TRANSPORTS)}")
     if comm.size == 1:
         return Transport(device, routes)
+    with together(comm, "choosing a transport"):
+        check_transport(wanted, device)
     if wanted == "nccl":
-        if comm.any_rank(_in_host_memory(device)):
-            raise UsageError(f"transport 'nccl' needs GPUs, not the {device.name}")
         return _Nccl(device, comm, routes, verb)
     requests = _Requests(comm, routes, verb, tag)
-    if _is_direct(device, comm, wanted):
-        return _Direct(device, routes, requests)
-    return _Staged(device, routes, requests)
+    direct = wanted == "gpu-aware"
+    if wanted == "auto":
+        direct = not comm.any_rank(not _gpu_aware(device))
+    return (_Direct if direct else _Staged)(device, routes, requests)
 
 
-def _is_direct(device: Device, comm: Communicator, wanted: str) -> bool:
-    """Whether MPI is given the device's memory; the same on all ranks. Collective."""
+def _gpu_aware(device: Device) -> bool | None:
+    """What the MPI library says of itself; None if it cannot be asked, or there is no GPU."""
     from sparsednn.comm.mpi import library
 
-    host = _in_host_memory(device)
-    aware = None if host else library().gpu_aware
-    if wanted == "auto":
-        return not comm.any_rank(not aware)
-    # A library that cannot be asked (None) is believed; host memory can be given to any.
-    if comm.any_rank(wanted == "gpu-aware" and aware is False):
-        raise UsageError(
-            "transport 'gpu-aware': the MPI library cannot send from GPU memory; use 'staged'"
-        )
-    return wanted == "gpu-aware"
+    return None if _in_host_memory(device) else library().gpu_aware
 
 
 def _in_host_memory(device: Device) -> bool:

@@ -1,6 +1,6 @@
 """`CudaDevice`: an NVIDIA GPU through CuPy. The only module that imports CuPy.
 
-CuPy gives memory (its pool), streams, events, graphs, the compiler (NVRTC, with a cache on disk)
+CuPy gives memory (its pool), streams, events, graphs, the compiler (NVRTC, see `machine_code`)
 and launches; every call names its device and its stream, nothing is left to CuPy's current one. No
 array expression of CuPy is used: those would bring kernels that we did not write.
 
@@ -32,6 +32,7 @@ from sparsednn.gpu.device import (
     Stream,
     check_copy,
 )
+from sparsednn.gpu.machine_code import machine_code
 
 __all__ = ["INSTALL", "CudaDevice", "dotted", "line_of", "load_cupy", "versions"]
 
@@ -90,12 +91,16 @@ def dotted(version: int) -> str:
 
 @dataclass(slots=True)
 class _Kernel:
-    """A compiled kernel; `shared` are bytes of dynamic shared memory that it may have so far."""
+    """A compiled kernel.
+
+    `shared` are bytes of dynamic shared memory that it may have so far, `most` at all.
+    """
 
     name: str
     raw: Any  # cupy.RawKernel: knows the attributes
     run: Any  # cupy.cuda.function.Function of this device
     shared: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,28 +303,35 @@ class CudaDevice:
     # Kernels --------------------------------------------------------------------------------
 
     def function(self, program: str, name: str, **defines: int | str) -> Function:
-        """See `Device.function`; compiled once per machine, CuPy keeps it on disk."""
+        """See `Device.function`; compiled once per machine."""
         module_key = (program, *sorted(defines.items()))
         key = (name, *module_key)
         found = self._functions.get(key)
         if found is not None:
             return found
         if module_key not in self._modules:
-            self._modules[module_key] = self._cupy.RawModule(
-                code=programs.source(program), options=programs.options(defines), backend="nvrtc"
+            self._modules[module_key] = self._module(
+                program, programs.source(program), programs.options(defines)
             )
         found = self._functions[key] = self._kernel(self._modules[module_key], program, name)
         return found
 
-    def _kernel(self, module: Any, program: str, name: str) -> _Kernel:
+    def _module(self, program: str, text: str, options: tuple[str, ...]) -> Any:
         try:
-            with self._told(f"kernel {name} of {program}.cu"):
+            with self._told(f"compiling {program}.cu"):
                 self._use()
-                raw = module.get_function(name)
-                # Asking makes the driver load the kernel: now, and not within a capture.
-                return _Kernel(name, raw, raw.kernel, _PLAIN_SHARED - raw.shared_size_bytes)
+                file = machine_code(self._cupy, text, options, self.capability)
+                return self._cupy.RawModule(path=str(file))
         except self._cupy.cuda.compiler.CompileException as error:
             raise SparseDNNError(f"{program}.cu does not compile: {_first_error(error)}") from error
+
+    def _kernel(self, module: Any, program: str, name: str) -> _Kernel:
+        with self._told(f"kernel {name} of {program}.cu"):
+            self._use()
+            raw = module.get_function(name)
+            # Asking makes the driver load the kernel: now, and not within a capture.
+            own = int(raw.shared_size_bytes)
+            return _Kernel(name, raw, raw.kernel, _PLAIN_SHARED - own, self.shared_bytes - own)
 
     def try_kernel(self) -> None:
         """Compile a kernel, run it, and look at what it gave.
@@ -329,7 +341,7 @@ class CudaDevice:
         SparseDNNError
             If it gave something else, and whatever CuPy raises.
         """
-        module = self._cupy.RawModule(code=_TRIAL, options=("--std=c++17",), backend="nvrtc")
+        module = self._module("trial", _TRIAL, programs.options({}))
         kernel = self._kernel(module, "trial", "trial")
         out = self.zeros(32, np.int32)
         self.launch(kernel, 1, 32, (out, np.int32(7)))
@@ -348,7 +360,7 @@ class CudaDevice:
     ) -> None:
         """See `Device.launch`."""
         grid = blocks if isinstance(blocks, tuple) else (blocks,)
-        if min(grid) < 1 or not 1 <= threads <= _MOST_THREADS or shared > self.shared_bytes:
+        if min(grid) < 1 or not 1 <= threads <= _MOST_THREADS or shared > function.most:
             raise ValueError(
                 f"{function.name}: no grid {blocks} × {threads} with {shared} shared bytes"
             )
@@ -366,8 +378,9 @@ class CudaDevice:
         try:
             self._use()
             if shared > function.shared:
-                function.raw.max_dynamic_shared_size_bytes = shared
-                function.shared = shared
+                # All that there is: the kernel is the driver's, and whoever else has it (another
+                # `CudaDevice`, a graph) may want more.
+                function.raw.max_dynamic_shared_size_bytes = function.shared = function.most
             function.run(grid, (threads,), given, shared, self._null if stream is None else stream)
         except self._known as error:
             self._fail(f"starting {function.name} on {blocks} × {threads} threads", error)

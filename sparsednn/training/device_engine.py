@@ -69,6 +69,8 @@ class DeviceEngine:
         Images on the device.
     graphs
         What the stepper has captured of these buffers.
+    transport
+        How they do; "" for one rank.
     seconds
         Of the device, and of copies between host and device, so far; filled in by the stepper.
 
@@ -106,6 +108,7 @@ class DeviceEngine:
             self.tiles = fit_tiles(device, packing.lines, max(1, columns), extra=exchanged)
         self.tile = self._agreed_tile()
         expand, fold = self._links(plans, transport)
+        self.transport = "" if expand is None else expand.transport
         self.limits = [bounds(finished_here(layer.activation)) for layer in shard.layers]
         self.passes = DevicePasses(
             device, packing, self.parameters, self.tiles, limits=self.limits, tile=self.tile,

@@ -55,6 +55,8 @@ class PlacedNetwork:
         Train on this one, whatever `kernel` says; None: on the CPU.
     resident
         Examples that are on the device already.
+    transport
+        How lines are to travel between devices, one of `distributed.transports.TRANSPORTS`.
 
     Attributes
     ----------
@@ -63,6 +65,8 @@ class PlacedNetwork:
     forward_words, backward_words
         Words that one image makes other ranks send to this one in a forward pass, and this one to
         them in a backward pass.
+    transport
+        How lines travel between the devices of the group; "" without.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class PlacedNetwork:
         columns: int,
         device: Device | None = None,
         resident: DeviceExamples | None = None,
+        transport: str = "auto",
     ) -> None:
         self._shard, self._group, self._across = shard, group, across
         alone = group.size == 1
@@ -85,13 +90,14 @@ class PlacedNetwork:
         self._input_gradient = settings.input_gradient and not alone
         self.engine: Engine
         self.stepper: Stepper
+        self.transport = ""
         if device is None:
             self.engine = self._make_engine(kernel, threads, columns)
             self.stepper = Stepper(
                 self.engine, group, across, threads=threads, **self._given(settings)
             )
         else:
-            self._place_on(device, resident, settings, columns)
+            self._place_on(device, resident, settings, columns, transport)
         for name, layers in (slots or {}).items():
             self.stepper.restore(name, self.engine.flat(layers))
         received = [plan.words_received for plan in self.plans]
@@ -107,7 +113,12 @@ class PlacedNetwork:
         }  # fmt: skip
 
     def _place_on(
-        self, device: Device, resident: DeviceExamples | None, settings: Settings, columns: int
+        self,
+        device: Device,
+        resident: DeviceExamples | None,
+        settings: Settings,
+        columns: int,
+        transport: str,
     ) -> None:
         from sparsednn.training.device_engine import DeviceEngine
         from sparsednn.training.device_stepper import DeviceStepper
@@ -115,9 +126,9 @@ class PlacedNetwork:
         engine = DeviceEngine(
             device, self._shard, self.plans, self._group, self._across,
             columns=max(columns, _DEVICE_COLUMNS), input_gradient=self._input_gradient,
-            slots=settings.optimizer.slots, examples=resident,
+            slots=settings.optimizer.slots, examples=resident, transport=transport,
         )  # fmt: skip
-        self.engine = engine
+        self.engine, self.transport = engine, engine.transport
         self.stepper = DeviceStepper(engine, self._group, self._across, **self._given(settings))
 
     def _make_engine(self, kernel: str, threads: int, columns: int) -> Engine:

@@ -28,6 +28,7 @@ from sparsednn.distributed.partitions import (
     grid_shape,
     share_partition,
 )
+from sparsednn.distributed.transports import check_transport
 from sparsednn.errors import FormatError, InputError
 from sparsednn.training.beginning import PARTITION, Beginning, begin
 from sparsednn.training.checkpoints import TrainingState, write_checkpoint
@@ -89,6 +90,9 @@ class TrainingRun:
     device
         This rank's GPU, for all of the training; None: the CPU, with `kernel`. All ranks have one,
         or none has.
+    transport
+        How lines are to travel between GPUs, one of `distributed.transports.TRANSPORTS`; matters
+        where M > 1.
 
     Attributes
     ----------
@@ -129,10 +133,11 @@ class TrainingRun:
         every: int | None = None,
         repartition: float | None = None,
         device: Device | None = None,
+        transport: str = "auto",
     ) -> None:
         self.world, self.settings, self.kernel, self.threads = world, settings, kernel, threads
         self.device, self._resident = device, None if device is None else DeviceExamples(device)
-        self._every, self._repartition = every, repartition
+        self._every, self._repartition, self._wanted = every, repartition, transport
         start = time.perf_counter()
         parts = None if partition is None else share_partition(world, partition)
         with together(world, "arranging the ranks"):
@@ -141,6 +146,8 @@ class TrainingRun:
             )
             if parts is not None and repartition is not None:
                 check_remakable(parts, partition)
+            if device is not None and self.shape[1] > 1:
+                check_transport(transport, device)
         self.grid = ProcessGrid(world, self.shape)
         self.group, self.across = self.grid.along(1), self.grid.along(0)
         self._checkpoint = None if folder is None else Path(folder) / CHECKPOINT
@@ -211,7 +218,7 @@ class TrainingRun:
         return PlacedNetwork(
             shard, slots, self.group, self.across, self.settings, kernel=self.kernel,
             threads=self.threads, columns=-(-self.settings.batch_size // groups),
-            device=self.device, resident=self._resident,
+            device=self.device, resident=self._resident, transport=self._wanted,
         )  # fmt: skip
 
     def _place_examples(self, shard: Any) -> None:
@@ -354,6 +361,11 @@ class TrainingRun:
         self._replace(shard, own)
         self.progress.words_at_start = self._placed.words_per_image()
         self.progress.partition = self._partition.identity
+
+    @property
+    def transport(self) -> str:
+        """How lines travel between the GPUs of a group; "" without."""
+        return self._placed.transport
 
     # State ----------------------------------------------------------------------------------
 

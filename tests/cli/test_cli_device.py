@@ -98,9 +98,16 @@ def test_the_cpu_is_the_default(twin: Program) -> None:
         (("--device", "auto", "--kernel", "cupy"), "--kernel cupy is the GPU's: give --device gpu"),
         (("--kernel", "nothing"), "unknown kernel 'nothing'"),
         (("--device", "gpu", "--kernel", "nothing"), "unknown kernel 'nothing'"),
+        (
+            ("--transport", "pigeons", "--device", "gpu"),
+            "--transport is one of auto, staged, gpu-aware, nccl: 'pigeons'",
+        ),
+        (("--transport", "pigeons"), "--transport is one of auto, "),
+        (("--transport", "nccl"), "--transport nccl is for GPUs: give --device gpu, or auto"),
+        (("--transport", "staged", "--ranks", "2"), "staged is for GPUs"),  # no rank is started
     ],
 )
-def test_devices_and_kernels_that_exclude_each_other(
+def test_devices_and_what_does_not_go_with_them(
     twin: Program, options: tuple[str, ...], says: str
 ) -> None:
     for call in (INFER, TRAIN):
@@ -177,7 +184,7 @@ def test_training_on_a_device(twin: Program, optimizer: str) -> None:
     cpu = twin.ok(*run, "-o", "cpu.safetensors").json
     gpu = twin.ok(*run, "-o", "gpu.safetensors", "--device", "gpu").json
     assert (gpu["device"], gpu["kernel"], cpu["device"]) == (TWIN, "cupy", "cpu")
-    assert set(gpu) == set(cpu)
+    assert set(gpu) == set(cpu)  # one rank: no transport
     for key in ("loss", "test_loss"):
         assert gpu[key] == pytest.approx(cpu[key], rel=1e-4)
     assert (gpu["steps"], gpu["test_images"]) == (cpu["steps"], cpu["test_images"])
@@ -223,14 +230,37 @@ def test_all_ranks_need_a_gpu(small: Program, mpi: MpiRuns, call: tuple[str, ...
     assert done.stdout == ""
 
 
+def divide(program: Program, model: str) -> tuple[str, ...]:
+    """Divide among two ranks; returns the options of a run."""
+    how = ("--parts", 2, "--method", "multiphase", "--partitioner", "cyclic", "-o", "p2.npz")
+    program.ok("partition", model, *how)
+    return ("--partition", "p2.npz")
+
+
 def test_ranks_with_a_device(small: Program, mpi: MpiRuns) -> None:
-    run = (*INFER, "--truth", "truth.tsv", "--json", "--device")
-    done = on_ranks(mpi, small.folder, (0, 1), *run, "gpu")
+    split = divide(small, "net.safetensors")
+    run = (*INFER, "--truth", "truth.tsv", "--json", "--transport", "staged", "--device")
+    done = on_ranks(mpi, small.folder, (0, 1), *run, "gpu", *split)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["device"], told["ranks"], told["kernel"]) == (TWIN, 2, "cupy")
     assert (told["truth"], told["precision"]) == ("pass", "fp32")
+    assert told["transport"] == "mpi staged"
+    assert told["words_sent"] > 0
     done = on_ranks(mpi, small.folder, (), *run, "auto")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["device"] == "cpu"
+    told = json.loads(done.stdout)
+    assert told["device"] == "cpu"
+    assert "transport" not in told
     assert done.stderr.count("--device auto: CuPy is not installed") == 1
+
+
+def test_training_on_ranks_with_a_device(small: Program, mpi: MpiRuns) -> None:
+    split = (*divide(small, TRAIN[1]), "--transport", "staged", "--json")
+    done = on_ranks(mpi, small.folder, (0, 1), *TRAIN, *split, "--device", "gpu")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["device"], told["ranks"], told["transport"]) == (TWIN, 2, "mpi staged")
+    alone = small.ok(*TRAIN, "--json").json
+    assert told["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert told["words_sent"] == told["words_predicted"] > 0

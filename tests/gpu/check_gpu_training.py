@@ -25,7 +25,7 @@ from learning import (
 from row_wise import by_hand
 from sparsednn.comm.alone import Alone
 from sparsednn.distributed.shard import whole_shard
-from sparsednn.errors import SparseDNNError
+from sparsednn.errors import SparseDNNError, UsageError
 from sparsednn.gpu.twin import TwinDevice
 from sparsednn.partitioners import evaluate
 from sparsednn.sources import load_network
@@ -191,8 +191,9 @@ def check_trainings(world):
             kept = folder / f"{parts}{'cpu' if device is None else 'device'}"
             run = TrainingRun(
                 world, MODEL, "digits", settings, kernel="reference", device=device, folder=kept,
-                **given,
+                transport="staged", **given,
             )  # fmt: skip
+            assert run.transport == ("mpi staged" if device is not None and parts > 1 else "")
             results.append(run.run())
             run.free()
         cpu, gpu = results
@@ -200,6 +201,12 @@ def check_trainings(world):
         np.testing.assert_allclose(gpu.test_loss, cpu.test_loss, rtol=1e-3)
         assert gpu.words_sent == gpu.words_predicted == cpu.words_sent
         assert gpu.evaluation_words == cpu.evaluation_words
+        if parts > 1:
+            with pytest.raises(UsageError, match="'nccl' needs GPUs, not the NumPy twin") as told:
+                TrainingRun(
+                    world, MODEL, "digits", settings, device=TwinDevice(), transport="nccl", **given
+                )
+            assert told.value.everywhere
     world.barrier()
     if world.rank == 0:
         shutil.rmtree(folder)

@@ -146,6 +146,7 @@ def check_messages_on_a_stream(world):
     setting = Setting(world, dying_network(0), 150, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nccl, "NcclGroup", _MessagesOnAStream)
+        patch.setattr(nccl, "load_nccl", lambda: None)
         patch.setattr(transports, "_in_host_memory", lambda device: False)
         for drop in (False, True):
             _MessagesOnAStream.device = LazyDevice()

@@ -133,16 +133,15 @@ def check_whole_runs_on_every_grid(world):
         if world.rank == 0:
             partition.save(folder / f"net.p{parts}.npz")
         world.barrier()
-        for drop in (False, True):
+        files = (str(folder / "net.safetensors"), str(folder / "inputs.npz"))
+        divided = {
+            "partition": None if parts == 1 else folder / f"net.p{parts}.npz",
+            "grid": (world.size // parts, parts),
+            "device": TwinDevice(),
+        }
+        for drop, transport in ((False, "auto"), (True, "gpu-aware")):
             run = DistributedRun(
-                world,
-                str(folder / "net.safetensors"),
-                str(folder / "inputs.npz"),
-                partition=None if parts == 1 else folder / f"net.p{parts}.npz",
-                grid=(world.size // parts, parts),
-                drop=drop,
-                outputs=True,
-                device=TwinDevice(),
+                world, *files, drop=drop, outputs=True, transport=transport, **divided
             )
             found = np.full(truth.shape, np.nan, np.float32)
 
@@ -153,7 +152,8 @@ def check_whole_runs_on_every_grid(world):
             if world.rank == 0:
                 np.testing.assert_allclose(found, truth, rtol=1e-4, atol=tolerance(network))
                 assert np.array_equal(result.categories, np.flatnonzero(truth.any(axis=0)))
-            assert run.transport == ("mpi staged" if parts > 1 else "")
+            used = "mpi staged" if transport == "auto" else "mpi gpu-aware"
+            assert run.transport == (used if parts > 1 else "")
             assert result.words_predicted == words
             if drop:
                 assert result.words_sent <= words
@@ -161,6 +161,10 @@ def check_whole_runs_on_every_grid(world):
                 assert result.words_sent == words
                 assert result.messages_sent == result.messages_predicted
             run.free()
+        if parts > 1:
+            with pytest.raises(UsageError, match="'nccl' needs GPUs, not the NumPy twin") as told:
+                DistributedRun(world, *files, transport="nccl", **divided)
+            assert told.value.everywhere
     if world.size > 1:
         with pytest.raises(UsageError, match="some ranks have a GPU") as told:
             DistributedRun(

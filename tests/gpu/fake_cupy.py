@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,6 +99,8 @@ class FakeCupy:
     fails
         What raises, and what: ``{"deviceSynchronize": FakeRuntimeError("…")}``. An allocation
         (``"empty"``) takes them from a list, one after another.
+    compiled, modules
+        Texts and options that were compiled; texts of the modules that were loaded.
     kernels
         Python functions by the names of kernels; they get a launch's arguments.
     """
@@ -110,7 +113,8 @@ class FakeCupy:
         self.fails: dict[str, Any] = {}
         self.kernels: dict[str, Callable[..., None]] = {"trial": trial}
         self.static_shared = 0
-        self.modules: list[dict[str, Any]] = []
+        self.compiled: list[tuple[str, tuple[str, ...]]] = []
+        self.modules: list[str] = []
         self.streams: dict[int, FakeStream] = {}
         pool = SimpleNamespace(
             free_bytes=lambda: 1000,
@@ -134,7 +138,9 @@ class FakeCupy:
             driver=SimpleNamespace(CUDADriverError=FakeDriverError),
             nvrtc=SimpleNamespace(NVRTCError=FakeNvrtcError, getVersion=lambda: (13, 0)),
             memory=SimpleNamespace(OutOfMemoryError=FakeOutOfMemoryError),
-            compiler=SimpleNamespace(CompileException=FakeCompileError),
+            compiler=SimpleNamespace(
+                CompileException=FakeCompileError, compile_using_nvrtc=self.compile
+            ),
             Stream=FakeStreams(self),
             Event=self.make_event,
             PinnedMemory=self.pinned,
@@ -192,8 +198,13 @@ class FakeCupy:
         self.runs("memsetAsync", size, stream)
         self.does(stream, lambda: ctypes.memset(target, value, size) and None)
 
-    def RawModule(self, **given: Any) -> Any:  # noqa: N802 - CuPy's name
-        self.modules.append(given)
+    def compile(self, text: str, options: tuple[str, ...]) -> tuple[bytes, None]:
+        self.runs("compile")
+        self.compiled.append((text, options))
+        return text.encode(), None
+
+    def RawModule(self, *, path: str) -> Any:  # noqa: N802 - CuPy's name
+        self.modules.append(Path(path).read_text())
         return SimpleNamespace(get_function=self.get_function)
 
     def get_function(self, name: str) -> Any:

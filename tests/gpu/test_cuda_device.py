@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from gpu.fake_cupy import (
     FakeRuntimeError,
 )
 
+from ptx.nvrtc import why_not
 from sparsednn.comm.alone import Alone
 from sparsednn.errors import DeviceMemoryError, MissingDependencyError, SparseDNNError, UsageError
 from sparsednn.gpu import find_device, programs, usable
 from sparsednn.gpu.cuda import CudaDevice
+from sparsednn.gpu.machine_code import machine_code
 from sparsednn.gpu.ranks import find_devices
 from sparsednn.gpu.twin import TwinDevice
 
@@ -33,8 +36,9 @@ TOO_OLD = FakeRuntimeError("cudaErrorInsufficientDriver: driver version is insuf
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCupy:
     fake = FakeCupy()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.delenv("SPARSEDNN_DEVICE", raising=False)
     usable.usable_device.cache_clear()
@@ -103,15 +107,29 @@ def test_modules_and_kernels_are_made_once(fake: CudaDevice, cupy: FakeCupy) -> 
     one = fake.function("layer", "one", STORE=1, THREADS=256)
     assert fake.function("layer", "one", THREADS=256, STORE=1) is one
     fake.function("layer", "two", STORE=1, THREADS=256)
-    assert len(cupy.modules) == 1
-    assert cupy.modules[0] == {
-        "code": "// layer",
-        "options": (*programs.options({}), "-DSTORE=1", "-DTHREADS=256"),
-        "backend": "nvrtc",
-    }
+    assert cupy.modules == ["// layer"]
+    assert cupy.compiled == [("// layer", (*programs.options({}), "-DSTORE=1", "-DTHREADS=256"))]
     fake.function("layer", "one", STORE=2, THREADS=256)
     fake.function("merge", "one", STORE=1, THREADS=256)
-    assert [one["code"] for one in cupy.modules] == ["// layer", "// layer", "// merge"]
+    assert cupy.modules == ["// layer", "// layer", "// merge"]
+    assert len(cupy.compiled) == 3
+
+
+def test_machine_code_is_kept(fake: CudaDevice, cupy: FakeCupy, tmp_path: Path) -> None:
+    for _ in range(2):
+        CudaDevice(0).function("layer", "one", STORE=1)
+    assert len(cupy.compiled) == 1
+    assert cupy.modules == 2 * ["// layer"]
+    assert len(list((tmp_path / "kernels").iterdir())) == 1, "and nothing else"
+
+
+def test_machine_code_wants_no_folder(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file" / "below"))
+    CudaDevice(0).function("layer", "one")
+    assert cupy.modules == ["// layer"]
 
 
 def test_launch(fake: CudaDevice, cupy: FakeCupy) -> None:
@@ -152,17 +170,24 @@ def test_launch_refuses_sizes(fake: CudaDevice, blocks: Any, threads: int, share
 def test_much_shared_memory_is_asked_for_once(fake: CudaDevice, cupy: FakeCupy) -> None:
     cupy.static_shared = 1024
     kernel = fake.function("layer", "one")
-    for size in (0, 47 << 10, 48 << 10, 100 << 10, 64 << 10, 200 << 10):
+    for size in (0, 47 << 10):
         fake.launch(kernel, 1, 32, (), shared=size)
-    assert [call[2] for call in of(cupy, "shared")] == [48 << 10, 100 << 10, 200 << 10]
+    assert not of(cupy, "shared")
+    for size in (48 << 10, 100 << 10, 64 << 10, 226 << 10):
+        fake.launch(kernel, 1, 32, (), shared=size)
+    # All at once: another device object has the same kernel of the driver, and may want more.
+    assert [call[2] for call in of(cupy, "shared")] == [226 << 10]
+    with pytest.raises(ValueError, match="one: no grid"):
+        fake.launch(kernel, 1, 32, (), shared=227 << 10)  # what it has itself counts, too
 
 
 def test_compiler_errors_are_one_line(fake: CudaDevice, cupy: FakeCupy) -> None:
     log = "a.cu(1): warning: that\n\na.cu(3): error: this\na.cu(4): error: more"
-    cupy.fails["get_function"] = FakeCompileError(log)
+    cupy.fails["compile"] = FakeCompileError(log)
     with pytest.raises(SparseDNNError) as caught:
         fake.function("layer", "one")
     assert str(caught.value) == "layer.cu does not compile: a.cu(3): error: this"
+    del cupy.fails["compile"]
     cupy.fails["get_function"] = FakeDriverError("CUDA_ERROR_NOT_FOUND: named symbol not found")
     with pytest.raises(SparseDNNError, match=r"kernel nothing of layer.cu: CUDA_ERROR_NOT_FOUND"):
         fake.function("layer", "nothing")
@@ -448,7 +473,8 @@ NAMES = (
     "cuda.Event.synchronize", "cuda.get_elapsed_time", "cuda.MemoryPool.free_bytes",
     "cuda.MemoryPool.free_all_blocks", "cuda.PinnedMemory", "cuda.PinnedMemoryPointer",
     "cuda.memory.OutOfMemoryError", "cuda.memory.MemoryPointer.ptr",
-    "cuda.compiler.CompileException", "cuda.driver.CUDADriverError", "cuda.nvrtc.NVRTCError",
+    "cuda.compiler.CompileException", "cuda.compiler.compile_using_nvrtc",
+    "cuda.driver.CUDADriverError", "cuda.nvrtc.NVRTCError",
     "cuda.nvrtc.getVersion", "cuda.runtime.CUDARuntimeError", "cuda.runtime.getDeviceCount",
     "cuda.runtime.getDeviceProperties", "cuda.runtime.setDevice", "cuda.runtime.memGetInfo",
     "cuda.runtime.deviceSynchronize", "cuda.runtime.streamSynchronize",
@@ -464,7 +490,7 @@ ORDERS = {
 }
 CALLED_BY_NAME = {
     "cuda.Stream": ("non_blocking",),
-    "RawModule": ("code", "options", "backend"),
+    "RawModule": ("path",),
 }
 
 
@@ -488,3 +514,29 @@ def test_cupy_has_what_is_used_of_it() -> None:
     kinds = [found(f"cuda.runtime.memcpy{kind}") for kind in ("HostToDevice", "DeviceToHost")]
     assert [*kinds, found("cuda.runtime.memcpyDeviceToDevice")] == [1, 2, 3]
     assert issubclass(real.cuda.memory.OutOfMemoryError, MemoryError)
+
+
+def test_cupy_compiles_with_our_options_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it adds itself changes no number: `RawModule` would flush small ones to zero."""
+    real = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'sparsednn[dev]'")
+    if missing := why_not():
+        pytest.skip(missing)
+    compiler, seen = real.cuda.compiler, []
+
+    class Watched(compiler._NVRTCProgram):  # type: ignore[misc,name-defined]
+        def compile(self, options: Any = (), log_stream: Any = None) -> Any:
+            seen.append(options)
+            return super().compile(options, log_stream)
+
+    def for_hopper(arch: Any = None) -> tuple[str, str]:  # CuPy would ask the device
+        return "-arch=sm_90", "cubin"
+
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiler, "_NVRTCProgram", Watched)
+    monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", for_hopper)
+    ours = programs.options({"THREADS": 256})
+    file = machine_code(real, programs.source("merge"), ours, (9, 0))
+    assert file.read_bytes()[:4] == b"\x7fELF"
+    assert seen == [(*ours, "-arch=sm_90", "--device-as-default-execution-space")]

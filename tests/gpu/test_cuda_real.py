@@ -88,19 +88,31 @@ def test_gpu_shared_memory(gpu: CudaDevice) -> None:
         turn = gpu.function("test", "turn")
         gpu.launch(turn, 1, 256, (x, np.int32(host.size)), shared=size)
         np.testing.assert_array_equal(gpu.download(x), host[::-1])
+    # The driver's kernel is one for both: what one of them asks for must not take from the other.
+    other = CudaDevice(gpu.ordinal)
+    for device, size in ((other, 100 << 10), (gpu, gpu.shared_bytes)):
+        x = device.upload(np.arange(size // 4, dtype=np.int32))
+        turn = device.function("test", "turn")
+        device.launch(turn, 1, 256, (x, np.int32(size // 4)), shared=size)
+        assert device.download(x)[0] == size // 4 - 1
+
+
+def test_gpu_keeps_small_numbers(gpu: CudaDevice) -> None:
+    small = np.array([1e-40, 3e-39, -1e-45, 1.5e-38], np.float32)
+    x, y = gpu.upload(small), gpu.upload(small)
+    gpu.launch(gpu.function("test", "add"), 1, 32, (x, y, np.int32(4), np.float32(2)))
+    np.testing.assert_array_equal(gpu.download(x), 3 * small)
 
 
 def test_gpu_graph(gpu: CudaDevice) -> None:
     host = np.arange(1000, dtype=np.float32)
     x, kept, gone = gpu.upload(host), gpu.zeros(1000, np.float32), gpu.upload(host)
+    add = gpu.function("test", "add")
 
     def work(stream: Any) -> None:
         gpu.copy(x, kept, stream)
         for _ in range(3):
-            gpu.launch(
-                gpu.function("test", "add"), 2, 128, (x, None, np.int32(1000), np.float32(1)),
-                stream=stream,
-            )  # fmt: skip
+            gpu.launch(add, 2, 128, (x, None, np.int32(1000), np.float32(1)), stream=stream)
         gpu.fill_zero(gone, stream)
 
     graph = gpu.capture(work)
