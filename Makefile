@@ -23,7 +23,7 @@ demo: $(VENV)/.run
 	$(BIN)/sparsednn train mlp:64-256-10@0.2 --inputs digits --optimizer adam --lr 0.01 --partition $(VENV)/digits.p2.npz --ranks 2
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -50,15 +50,18 @@ def _starts_ranks(file: Path) -> bool:
     return _START_RANKS.search(file.read_text(encoding="utf-8")) is not None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deal the tests out to workers (``-n 2 --dist loadgroup``): what starts ranks stays on one.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Deal the tests out to workers (``-n 2``): what starts ranks stays on one.
 
     Ranks that spin while they wait would otherwise fight for the cores with those of another test.
     Other tests go file by file, so that each module's fixtures are made once.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        ranks = _starts_ranks(Path(item.path))
-        item.add_marker(pytest.mark.xdist_group("ranks" if ranks else str(item.path)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "ranks" if _starts_ranks(config.rootpath / file) else file
+
+    return ByFile(config, log)

@@ -30,6 +30,7 @@ from sparsednn.distributed.plan import ExchangePlan
 from sparsednn.distributed.timing import Timing
 from sparsednn.errors import DeviceMemoryError, ShapeError, UsageError
 from sparsednn.gpu.device import Device, Event
+from sparsednn.gpu.schedule import agreement_points
 from sparsednn.gpu.storage import TILE
 from sparsednn.inputs import InputSet
 from sparsednn.kernels.linked import AGREE, COMPUTE, PACK, PHASES, WAIT
@@ -37,21 +38,11 @@ from sparsednn.kernels.linked import AGREE, COMPUTE, PACK, PHASES, WAIT
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
-__all__ = ["DevicePlan", "agreement_points"]
+__all__ = ["DevicePlan"]
 
 _MOST_COLUMNS = 1 << 20  # of a chunk
 _SHARE = 0.8  # of the free memory that buffers may take
 _MOST_MARKS = 1 << 14  # events that are kept before their times are added up
-
-
-def agreement_points(depth: int, droppable_from: int) -> list[int]:
-    """How many layers are done (2, 3, 4, 6, 8, 12, 16, …) when dead columns are dropped.
-
-    >>> agreement_points(20, 3)
-    [3, 4, 6, 8, 12, 16]
-    """
-    points = sorted({2, 3, *(a << b for a in (2, 3) for b in range(1, depth.bit_length()))})
-    return [point for point in points if droppable_from <= point < depth]
 
 
 @dataclass(slots=True)
@@ -207,7 +198,7 @@ class DevicePlan:
         self._mark(0, -1)
         for k in range(rows.depth):
             x, y, number, count = at.here, at.there, at.number, at.count
-            told = k + 1 in self._points or k + 1 == rows.depth
+            told = k in self._points or k + 1 == rows.depth
             alive = at.alive if told else None
             if told:
                 self._device.fill_zero(at.alive, stream)
@@ -222,7 +213,7 @@ class DevicePlan:
             rows.add_received(k, x, y, number, alive, stream)
             at.turn()
             self._mark(k, COMPUTE)
-            if k + 1 in self._points:
+            if k in self._points:
                 words = at.alive_words()
                 self.group.allreduce(words, "or", layer=k)
                 at.keep(words, k + 1)

@@ -20,51 +20,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsednn.gpu.device import Array, Device, Function, Graph, Stream
+from sparsednn.gpu.device import Array, Device, Graph, Stream
+from sparsednn.gpu.launcher import Launcher
 from sparsednn.gpu.network import DeviceNetwork
+from sparsednn.gpu.schedule import drop_points, merge_points
 from sparsednn.gpu.storage import TILE, stored_dtype
 
-__all__ = ["Cascade", "Launcher", "Part", "bytes_per_column", "drop_points", "merge_points"]
+__all__ = ["RESIDENT_THREADS", "Cascade", "Part", "bytes_per_column"]
 
-#: Threads of a block; of `resident`, where one block has a multiprocessor for itself.
-THREADS = 256
+#: Threads of a block of `resident`, which has a multiprocessor for itself.
 RESIDENT_THREADS = 512
 
-#: Blocks of a grid for each multiprocessor: products; kernels that move columns.
+#: Blocks of a grid of products for each multiprocessor.
 _PRODUCT_BLOCKS = 2
-_MOVE_BLOCKS = 8
 
 #: Columns of a tile in shared memory, the best first.
 _RESIDENT_WIDTHS = (16, 8)
 
 #: Bytes of a tile's input that fit into the first-level cache beside everything else.
 _NEAR_BYTES = 128 << 10
-
-#: First layer (counted from 1) behind which columns are compared. In the official networks equal
-#: columns come in numbers from here on.
-_MERGE_FROM = 8
-
-
-def drop_points(depth: int, droppable_from: int) -> list[int]:
-    """Numbers of layers (from 0) behind which dead columns are dropped.
-
-    Dropping costs about as much as a layer, and most columns die early: so the layers between two
-    points are a quarter of those behind already.
-
-    >>> drop_points(40, 1)
-    [1, 2, 3, 4, 5, 6, 7, 9, 11, 14, 17, 21, 26, 32]
-    """
-    points, at = [], 2
-    while at < depth:
-        if at >= droppable_from:
-            points.append(at - 1)
-        at += max(1, at // 4)
-    return points
-
-
-def merge_points(points: list[int]) -> list[int]:
-    """Those of the points behind which equal columns are merged."""
-    return [point for point in points if point + 1 >= _MERGE_FROM]
 
 
 def bytes_per_column(network: DeviceNetwork) -> int:
@@ -89,33 +63,6 @@ class Part(NamedTuple):
     last: int
     columns: int
     seconds: float
-
-
-class Launcher:
-    """Starts our kernels with the macros of a network, on grids that fill the device."""
-
-    def __init__(self, device: Device, network: DeviceNetwork) -> None:
-        self._device = device
-        self._defines = {"INDEX_BITS": network.index_bits, "STORE": network.store}
-
-    def __call__(
-        self,
-        program: str,
-        kernel: str,
-        arguments: tuple[Any, ...],
-        stream: Stream,
-        *,
-        blocks: int = 0,
-    ) -> None:
-        """Start a kernel; by default with blocks for one that moves columns."""
-        function = self.function(program, kernel)
-        blocks = blocks or _MOVE_BLOCKS * self._device.multiprocessors
-        self._device.launch(function, blocks, THREADS, arguments, stream=stream)
-
-    def function(self, program: str, kernel: str, **more: int) -> Function:
-        """Return a kernel, compiled with this network's macros and some more."""
-        macros = {"THREADS": THREADS, **self._defines, **more}
-        return self._device.function(program, kernel, **macros)
 
 
 class Cascade:

@@ -13,10 +13,13 @@ from sparsednn.kernels.base import Kernel, NetworkPlan
 if TYPE_CHECKING:
     from sparsednn.gpu.device import Device
 
-__all__ = ["KERNELS", "Kernel", "NetworkPlan", "get_kernel"]
+__all__ = ["CPU_KERNELS", "KERNELS", "Kernel", "NetworkPlan", "get_kernel"]
 
-#: Names that `get_kernel` knows, the default first.
-KERNELS = ("numba", "reference", "cupy")
+#: Kernels of the CPU, the default first.
+CPU_KERNELS = ("numba", "reference")
+
+#: Names that `get_kernel` knows.
+KERNELS = (*CPU_KERNELS, "cupy")
 
 
 def get_kernel(name: str, device: Device | None = None) -> Kernel:

@@ -7,16 +7,15 @@ launches (`cascade`), CUDA sources.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn.errors import DeviceMemoryError, ShapeError
-from sparsednn.gpu.cascade import Cascade, Launcher, Part, bytes_per_column
-from sparsednn.gpu.device import Array, Device, Event, Stream
+from sparsednn.gpu.cascade import Cascade, Part, bytes_per_column
+from sparsednn.gpu.device import Array, Device
+from sparsednn.gpu.launcher import Launcher
 from sparsednn.gpu.network import DeviceNetwork
+from sparsednn.gpu.slots import Slot
 from sparsednn.gpu.storage import TILE, store_of, stored_dtype
 from sparsednn.inputs import InputSet
 from sparsednn.network import SparseNetwork
@@ -29,25 +28,6 @@ _MOST_COLUMNS = 1 << 20
 
 #: Share of the free memory that buffers may take: the rest is for inputs, and for others.
 _SHARE = 0.8
-
-
-@dataclass(slots=True)
-class _Slot:
-    """Inputs of one chunk, on both sides; two of them take turns."""
-
-    images: int
-    indptr: tuple[NDArray[np.int64], Array]
-    features: tuple[NDArray[Any], Array]
-    values: tuple[NDArray[np.float32], Array] | None
-    flags: NDArray[np.uint8]
-    merged: NDArray[np.int32]
-    outputs: NDArray[np.float32] | None
-    copy_start: Event
-    copied: Event
-    start: Event
-    loaded: Event
-    finished: Event
-    done: Event
 
 
 class GpuPlan:
@@ -107,7 +87,7 @@ class GpuPlan:
         self.merged_columns = 0
         self._compute, self._copies = device.stream(), device.stream()
         self._cascade: Cascade | None = None
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._outputs: Array | None = None
 
     def _too_large(self, name: str, error: DeviceMemoryError) -> DeviceMemoryError:
@@ -137,7 +117,7 @@ class GpuPlan:
         self.reserve(inputs, outputs is not None)
         assert self._cascade is not None
         step = self._step
-        waiting: list[tuple[int, int, _Slot]] = []
+        waiting: list[tuple[int, int, Slot]] = []
         for turn, first in enumerate(range(0, inputs.n_images, step)):
             last = min(first + step, inputs.n_images)
             slot = self._slots[turn % len(self._slots)]
@@ -170,14 +150,14 @@ class GpuPlan:
         DeviceMemoryError
             As the class does.
         """
-        nonzeros = self._most_nonzeros
         wanted = min(inputs.n_images, self._limit)
         if (
             self._cascade is None
             or self._wanted < wanted
             or (outputs and self._outputs is None)
-            or any(slot.features[0].size < nonzeros(inputs, self._step) for slot in self._slots)
-            or (inputs.values is not None and self._slots and self._slots[0].values is None)
+            or not self._slots[0].holds(
+                self._most_nonzeros(inputs, self._step), values=inputs.values is not None
+            )
         ):
             self._reserve(inputs, outputs, wanted)
 
@@ -195,8 +175,17 @@ class GpuPlan:
                 )
                 self._step = min(columns, wanted)
                 slots = 1 if self._step >= inputs.n_images else 2
-                for _ in range(slots):
-                    self._slots.append(self._make_slot(inputs, outputs))
+                self._slots = [
+                    Slot(
+                        self.device,
+                        self._cascade.columns,
+                        self._most_nonzeros(inputs, self._step),
+                        index=np.uint16 if self.network.index_bits == 16 else np.uint32,
+                        values=inputs.values is not None,
+                        outputs=n_out if outputs else 0,
+                    )
+                    for _ in range(slots)
+                ]
                 if outputs:
                     self._outputs = self.device.empty((n_out, columns), np.float32)
                 break
@@ -213,51 +202,15 @@ class GpuPlan:
         ends = np.append(np.arange(0, inputs.n_images, max(1, step)), inputs.n_images)
         return int(np.diff(inputs.indptr[ends]).max(initial=0))
 
-    def _make_slot(self, inputs: InputSet, outputs: bool) -> _Slot:
-        device, columns = self.device, self._cascade.columns if self._cascade else 0
-        index = np.uint16 if self.network.index_bits == 16 else np.uint32
-        nonzeros = max(1, self._most_nonzeros(inputs, self._step))
-
-        def both(size: int, dtype: Any) -> tuple[NDArray[Any], Array]:
-            return device.pinned(size, dtype), device.empty(size, dtype)
-
-        return _Slot(
-            images=0,
-            indptr=both(columns + 1, np.int64),
-            features=both(nonzeros, index),
-            values=None if inputs.values is None else both(nonzeros, np.float32),
-            flags=device.pinned(columns, np.uint8),
-            merged=device.pinned(columns, np.int32),
-            outputs=device.pinned((self.network.widths[-1], columns), np.float32)
-            if outputs
-            else None,
-            **{
-                name: device.event()
-                for name in ("copy_start", "copied", "start", "loaded", "finished", "done")
-            },
-        )
-
-    def _start(self, slot: _Slot, inputs: InputSet, first: int, last: int, outputs: bool) -> None:
+    def _start(self, slot: Slot, inputs: InputSet, first: int, last: int, outputs: bool) -> None:
         """Start copies and kernels of one chunk; the host goes on at once."""
         device, cascade, compute, copies = self.device, self._cascade, self._compute, self._copies
         assert cascade is not None
-        begin, end = int(inputs.indptr[first]), int(inputs.indptr[last])
         count = last - first
-        # The slot's last chunk has been collected, so its pinned memory is free, and so is the
-        # device's.
-        device.record(slot.copy_start, copies)
-        _send(device, slot.indptr, inputs.indptr[first : last + 1], copies)
-        _send(device, slot.features, inputs.indices[begin:end], copies)
-        values = None
-        if slot.values is not None:
-            given = inputs.values
-            values = slot.values[1]
-            ones = np.ones(end - begin, np.float32) if given is None else given[begin:end]
-            _send(device, slot.values, ones, copies)
-        device.record(slot.copied, copies)
+        slot.send(device, inputs.columns(first, last), copies)
         device.wait(slot.copied, compute)
         device.record(slot.start, compute)
-        cascade.load_images(slot.indptr[1], slot.features[1], values, begin, count, compute)
+        cascade.load_images(*slot.arrays, 0, count, compute)
         cascade.run(compute)
         if outputs and self._outputs is not None:
             device.fill_zero(self._outputs, compute)
@@ -274,7 +227,7 @@ class GpuPlan:
         self,
         first: int,
         last: int,
-        slot: _Slot,
+        slot: Slot,
         nonzero: NDArray[np.bool_],
         outputs: NDArray[np.float32] | None,
     ) -> None:
@@ -296,11 +249,7 @@ class GpuPlan:
         part = inputs.columns(0, min(self._step, inputs.n_images))
         self._start(self._slots[0], part, 0, part.n_images, False)  # loads, and warms up
         self.device.synchronize(self._compute)
-        slot = self._slots[0]
-        values = None if slot.values is None else slot.values[1]
-        self._cascade.load_images(
-            slot.indptr[1], slot.features[1], values, 0, part.n_images, self._compute
-        )
+        self._cascade.load_images(*self._slots[0].arrays, 0, part.n_images, self._compute)
         return self._cascade.profile(self._compute)
 
     def forget_times(self) -> None:
@@ -361,16 +310,6 @@ class GpuPlan:
         )
         device.synchronize(stream)
         return device.download(out)
-
-
-def _send(
-    device: Device, pair: tuple[NDArray[Any], Array], values: NDArray[Any], stream: Stream
-) -> None:
-    """Copy into pinned memory, and from there to the device."""
-    pinned, there = pair
-    pinned[: values.size] = values
-    if values.size:
-        device.upload(pinned[: values.size], out=there[: values.size], stream=stream)
 
 
 def _roots(merged: NDArray[np.int32]) -> NDArray[np.int64]:

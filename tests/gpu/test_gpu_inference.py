@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from networks import input_sets, networks, random_layer
 from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.errors import DeviceMemoryError
-from sparsednn.gpu.cascade import drop_points, merge_points
+from sparsednn.gpu.schedule import drop_points, merge_points
 from sparsednn.gpu.twin import TwinDevice
 from sparsednn.inference import infer
 from sparsednn.kernels.gpu import GpuPlan, precision_error

@@ -9,7 +9,7 @@ import pytest
 
 from networks import ACTIVATIONS, random_layer
 from sparsednn import SparseLayer, SparseNetwork
-from sparsednn.gpu.cascade import Launcher
+from sparsednn.gpu.launcher import Launcher
 from sparsednn.gpu.network import DeviceNetwork
 from sparsednn.gpu.storage import TILE, narrow, stored_dtype, widen
 from sparsednn.kernels.reference import forward
@@ -163,6 +163,18 @@ def test_nan_and_infinity_go_through(device):
     assert np.isnan(y[0, 0])
     assert y[1, 0] == 2
     assert y[2, 0] == 0
+
+
+@pytest.mark.parametrize("store", [0, 2], ids=["fp32", "bf16"])
+def test_negative_zero_is_dead(device, store):
+    layer = SparseLayer([0, 1], [0], [-1e-30], 1, bias=[-0.0])
+    x = np.array([[1e-30, 1e30]], np.float32)  # the first product is below every float32
+    y, alive = run_layers(
+        device, place(device, SparseNetwork([layer]), store), x, 0, 1, store=store
+    )
+    assert y[0, 0] == 0
+    assert np.signbit(y).all()
+    assert alive.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(("n", "columns"), [(1, 1), (10, 33), (70, 5)])

@@ -19,7 +19,8 @@ import pytest
 
 from ptx.nvrtc import Program, compile_program, why_not
 from sparsednn.gpu import programs
-from sparsednn.gpu.cascade import RESIDENT_THREADS, THREADS
+from sparsednn.gpu.cascade import RESIDENT_THREADS
+from sparsednn.gpu.launcher import THREADS
 
 REGISTERS = 1 << 16  # of a multiprocessor; a block that wants more does not start
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from networks import input_sets, networks, random_layer
 from sparsednn import InputSet, SparseLayer, SparseNetwork
 from sparsednn.errors import ShapeError, UsageError
-from sparsednn.kernels import KERNELS, get_kernel
+from sparsednn.kernels import CPU_KERNELS, get_kernel
 from sparsednn.kernels.cpu import NumbaPlan, make_workspace
 from sparsednn.kernels.microkernel import LANES, MAX_VECTORS
 from sparsednn.kernels.reference import ReferencePlan, forward
@@ -155,7 +155,7 @@ def test_positive_bias_revives_dead_columns() -> None:
     network = SparseNetwork([first, second])
     assert network.droppable_from == 2
     inputs = InputSet.from_dense(np.zeros((10, 5)))
-    for kernel in KERNELS:
+    for kernel in CPU_KERNELS:
         outputs = np.zeros((6, 5), np.float32)
         nonzero = get_kernel(kernel).plan(network).run(inputs, outputs)
         expected = np.maximum(second.bias, 0)
@@ -166,7 +166,7 @@ def test_positive_bias_revives_dead_columns() -> None:
 def test_negative_zero_is_dead() -> None:
     layer = SparseLayer([0, 1], [0], [-1.0], 1, activation="identity")
     inputs = InputSet([0, 1, 2], [0, 0], [0.0, 2.0], 1)
-    for kernel in KERNELS:
+    for kernel in CPU_KERNELS:
         nonzero = get_kernel(kernel).plan(SparseNetwork([layer])).run(inputs)
         np.testing.assert_array_equal(nonzero, [False, True])
 
