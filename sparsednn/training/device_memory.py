@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsednn.errors import DeviceMemoryError
 from sparsednn.gpu.device import Array, Device
+from sparsednn.gpu.network import joined_on
 from sparsednn.gpu.orders import Order, Result
 from sparsednn.gpu.packing import PackedLayer, tables
 from sparsednn.gpu.storage import TILE
@@ -38,23 +39,10 @@ class DeviceBundles(NamedTuple):
 def _bundles(device: Device, layers: Sequence[PackedLayer]) -> DeviceBundles:
     table, limits = tables(layers)
     joined = [
-        joined_upload(device, [getattr(layer, name) for layer in layers])
+        joined_on(device, [getattr(layer, name) for layer in layers])
         for name in ("bundle", "index", "row")
     ]
     return DeviceBundles(device.upload(table), device.upload(limits), *joined)
-
-
-def joined_upload(device: Device, pieces: Sequence[NDArray[Any]]) -> Array:
-    """Upload arrays one behind another, without joining them on the host."""
-    rows = sum(piece.shape[0] for piece in pieces)
-    # An empty array would have no address.
-    whole = device.empty((max(1, rows), *pieces[0].shape[1:]), pieces[0].dtype)
-    at = 0
-    for piece in pieces:
-        if piece.size:
-            device.upload(piece, out=whole[at : at + piece.shape[0]])
-        at += piece.shape[0]
-    return whole
 
 
 class DeviceParameters:
@@ -96,11 +84,11 @@ class DeviceParameters:
             self.slots = {name: device.zeros(packing.size, np.float32) for name in slots}
             self.parts = _bundles(device, packing.parts)
             self.backs = _bundles(device, packing.backs)
-            self.place = joined_upload(device, places)
+            self.place = joined_on(device, places)
             self.turned = device.empty(self.place.size, np.float32)
             self.places = sum(place.size for place in places)
             self.samples = device.upload(samples)
-            self.pieces = joined_upload(device, [pieces])
+            self.pieces = joined_on(device, [pieces])
         except DeviceMemoryError as error:
             weights = int(packing.first[-1])
             each = 4 * (3 + len(slots)) + packing.index_bits // 4 + 4
