@@ -1,11 +1,11 @@
 """The GPU engine on one device: official networks, roofs, cuSPARSE, training.
 
 ``python benchmarks/gpu.py [--mnist FOLDER] [--json FILE]`` measures, in this order: what the device
-can do at most; the official networks, with and without copies, in fp32 and fp16, with and without
-merging equal columns; each part of two networks over the roofs; cuSPARSE through CuPy on the same
-inputs; training steps. It stops beginning new networks when `--seconds` are over (by default 450),
-and says which it left out. Without MNIST the inputs are the digits, repeated: rates then cannot be
-compared with published ones, and the table says so.
+can do at most; training steps; the official networks, with and without copies, in fp32 and fp16,
+with and without merging equal columns; each part of those of 120 layers over the roofs; and for two
+of them cuSPARSE through CuPy on the same inputs. It stops beginning new networks when `--seconds`
+are over (by default 450), and says which it left out. Without MNIST the inputs are the digits,
+repeated: rates then cannot be compared with published ones, and the first lines say so.
 
 ``--dry-run`` goes through everything with tiny sizes on the NumPy twin: figures mean nothing then.
 """

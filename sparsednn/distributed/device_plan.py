@@ -10,8 +10,9 @@ Step by step, for each layer:
 4. add the received columns; bias, activation.
 
 Behind the layers of a schedule the ranks tell each other which columns are alive (an allreduce of
-a bit per column); those that are dead everywhere are dropped, by all alike. So the host knows how
-many columns there are, and messages have no others (but for whole tiles).
+a bit per column). Those that are dead everywhere are dropped, by all alike, where that makes fewer
+tiles. So the host knows how many columns there are, and messages have no others, but for the rest
+of the last tile.
 """
 
 from __future__ import annotations

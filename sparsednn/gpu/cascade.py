@@ -10,7 +10,8 @@ Step by step, on one stream:
 4. which images have an output other than zero; outputs, if they are wanted.
 
 How many columns are left stands in the device's memory. Grids are as large as the device, whatever
-is left, so the launches of a network are always the same, and are captured as one graph.
+is left, so the launches of a network are always the same, and are captured as one graph. (Not those
+of a streamed network: its copies run between them.)
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ _SMALL = 4 * 2 + 1 + 4 + 8 + 4 * 12 + 4 + 1 + 1
 class Part(NamedTuple):
     """A part of a profiled run: layers first … last - 1, or what was dropped behind them.
 
-    `columns` are those that were left in front of it.
+    `kind` is "layer", "resident" or "drop" (which merges, too). `columns` are those that were left
+    in front of it.
     """
 
     kind: str
@@ -86,7 +88,8 @@ class Cascade:
         On the device, by image, after a run: uint8, whether its column lived to the end; int32, the
         number + 1 of the image that it was merged into, or 0.
     counts
-        ``(points + 1,)`` int32 on the device: columns that were left behind each point of dropping.
+        ``(points + 1,)`` int32 on the device: the columns that were loaded, then how many were left
+        behind each point of dropping.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""`CudaDevice`: an NVIDIA GPU through CuPy. The only module that imports CuPy.
+"""`CudaDevice`: an NVIDIA GPU through CuPy. Others that need CuPy get it from `load_cupy`.
 
 CuPy gives memory (its pool), streams, events, graphs, the compiler (NVRTC, see `machine_code`)
 and launches; every call names its device and its stream, nothing is left to CuPy's current one. No
@@ -13,6 +13,7 @@ it names.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,7 +58,11 @@ def load_cupy() -> Any:
         If it is not installed, or broken.
     """
     try:
-        return importlib.import_module("cupy")
+        with warnings.catch_warnings():
+            # A warning of CuPy's (two versions are installed, say) is to be seen, but ends nothing,
+            # not even where warnings are errors, as in our tests.
+            warnings.simplefilter("default")
+            return importlib.import_module("cupy")
     except ModuleNotFoundError as error:
         if error.name in ("cupy", None):
             raise MissingDependencyError(f"CuPy is not installed: {INSTALL}") from None
@@ -161,7 +166,7 @@ class CudaDevice:
         self._takes = (cupy.ndarray, np.generic)
 
     def _use(self) -> None:
-        """Make this device the thread's current one (nanoseconds, if it is)."""
+        """Make this device the thread's current one (cheap, if it is already)."""
         self._runtime.setDevice(self.ordinal)
 
     @contextmanager
@@ -303,7 +308,7 @@ class CudaDevice:
     # Kernels --------------------------------------------------------------------------------
 
     def function(self, program: str, name: str, **defines: int | str) -> Function:
-        """See `Device.function`; compiled once per machine."""
+        """See `Device.function`; machine code is kept on disk, see `machine_code`."""
         module_key = (program, *sorted(defines.items()))
         key = (name, *module_key)
         found = self._functions.get(key)

@@ -71,7 +71,7 @@ class Device(Protocol):
         """Bytes of the device's memory."""
 
     def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> Array:
-        """Allocate; contents are arbitrary (the twin fills in NaN and large numbers).
+        """Allocate; contents are arbitrary (the twin fills in bytes of ones: NaN, or -1).
 
         Raises
         ------

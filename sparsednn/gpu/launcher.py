@@ -1,4 +1,8 @@
-"""`Launcher`: our kernels with the macros of a network, on grids that fill the device."""
+"""`Launcher`: our kernels with the macros of a network, on grids that fill the device.
+
+For `cascade` and `kernels.gpu`. Ranks that share the neurons, and training, start their kernels by
+themselves.
+"""
 
 from __future__ import annotations
 

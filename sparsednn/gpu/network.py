@@ -23,11 +23,12 @@ __all__ = ["DENSE_FROM", "DeviceNetwork", "LayerArrays", "joined_on", "pack_netw
 
 #: Share of stored weights from which on a layer is multiplied with its zeros, if there are enough
 #: columns. A sparse row loads a line for each of its connections, which takes four times as long as
-#: a line's multiply-adds; dense rows share lines by eight. So they break even at about 0.3 (an
+#: a line's multiply-adds; of dense rows eight share each load. So they break even at about 0.3 (an
 #: estimate from the throughput of loads and of arithmetic; docs/gpu.md).
 DENSE_FROM = 0.3
 
-#: From this share on the zeros cost less memory than the columns' numbers, whatever the columns.
+#: From this share on zeros cost less memory than columns' numbers (where no rows share a pattern):
+#: there is only the dense form then, however many columns are left.
 _DENSE_ALWAYS = 0.75
 
 #: Columns above which the dense form is used where both are there.

@@ -1,6 +1,7 @@
 """`Slot`: memory on both sides for the inputs and results of one chunk of images.
 
-Two slots take turns, so that the next chunk's inputs travel while the kernels of this one run.
+Where there are several chunks two slots take turns, so that the next chunk's inputs travel while
+the kernels of this one run.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Slot:
         return self._features.here.size >= nonzeros and (self._values is not None or not values)
 
     def send(self, device: Device, inputs: InputSet, stream: Stream) -> None:
-        """Start copying inputs; whatever was sent before has arrived."""
+        """Start copying inputs; whatever was sent before must have arrived."""
         device.record(self.copy_start, stream)
         self._indptr.send(device, inputs.indptr, stream)
         self._features.send(device, inputs.indices, stream)

@@ -2,7 +2,7 @@
 
 Holds what belongs to a run — chunks of columns, copies of inputs beside the kernels, results by
 image, time. What is computed is in `sparsednn.gpu`: layout (`packing`), memory (`network`),
-launches (`cascade`), CUDA sources.
+launches (`cascade`), memory of a chunk (`slots`), CUDA sources.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sparsednn.network import SparseNetwork
 
 __all__ = ["GpuKernel", "GpuPlan", "precision_error"]
 
-#: Columns of a chunk at most: numbers of columns and their slots are 32-bit, and tails of chunks
-#: are run one behind another, so chunks are as wide as memory allows.
+#: Columns of a chunk at most; otherwise chunks are as wide as memory allows. A wide chunk is
+#: better: late layers, in which few columns are left, are run once for each chunk.
 _MOST_COLUMNS = 1 << 20
 
 #: Share of the free memory that buffers may take: the rest is for inputs, and for others.
@@ -47,7 +47,8 @@ class GpuPlan:
     Attributes
     ----------
     streamed
-        Whether the network is larger than the device's memory, and is copied layer by layer.
+        Whether the network leaves too little of the device's memory for columns, and so is copied
+        layer by layer each time.
     device_seconds, copy_seconds
         Of all runs so far: seconds in which kernels ran (from the first to the last of each chunk),
         and seconds of copies of inputs, outputs and streamed weights, which run beside them.
@@ -57,7 +58,8 @@ class GpuPlan:
     Raises
     ------
     DeviceMemoryError
-        If the device has no room for 32 columns and two layers; the message says what would fit.
+        If the device has no room for 32 columns and two layers; the message says how much is
+        missing.
     """
 
     def __init__(

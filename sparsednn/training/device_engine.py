@@ -70,9 +70,9 @@ class DeviceEngine:
     graphs
         What the stepper has captured of these buffers.
     transport
-        How they do; "" for one rank.
+        How lines do travel; "" for one rank.
     seconds
-        Of the device, and of copies between host and device, so far; filled in by the stepper.
+        "device" and "copies" (between host and device): seconds so far; filled in by the stepper.
 
     Raises
     ------

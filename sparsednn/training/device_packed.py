@@ -28,8 +28,8 @@ from sparsednn.training.engine import Layer
 __all__ = ["BACKS", "PARTS", "SAMPLED", "DevicePacking", "finished_here", "sample_pieces"]
 
 #: Connections that a team samples at a time, by the rows of the bundle: 4 or 8. A piece takes
-#: (R + C) vectors of loads for 4 R C multiply-adds and R C registers (128 a thread for all of it,
-#: none spilled). The kernel is compiled for these numbers.
+#: (R + C) vectors of loads for 4 R C multiply-adds and R C registers for sums (the tests
+#: see to it that nothing is spilled). The kernel is compiled for these numbers.
 SAMPLED: Final = {8: 4, 4: 8, 2: 8, 1: 8}
 
 #: Forward parts of a layer: rows that need no other rank's inputs; the own columns of the others;

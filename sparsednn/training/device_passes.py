@@ -32,7 +32,7 @@ __all__ = ["THREADS", "DevicePasses", "blocks_of"]
 
 #: Threads of a block.
 THREADS = 256
-#: Blocks of a grid for each multiprocessor, at most: products (100 to 128 registers a thread, so
+#: Blocks of a grid for each multiprocessor, at most: products (at most 128 registers a thread, so
 #: two fit), and kernels that move numbers.
 _PRODUCT_BLOCKS, _MOVE_BLOCKS = 2, 8
 #: Bytes of a tile's input that fit into the first-level cache beside everything else.

@@ -4,7 +4,8 @@ On one rank all kernels of a step — images in, forward, loss, backward, gradie
 transposed weights anew — are captured as a graph once and replayed for every step. What differs
 from step to step (how many images, which ones, the learning rate) is uploaded in front of it as one
 small array, and one small array comes back: loss, correct images, norm. A batch that is larger than
-a tile goes through in pieces, each a replay of the graph without the update.
+the buffers (`engine.tile` images) goes through in pieces, each a replay of a graph without the
+update, which is a graph of its own then.
 
 A loss or norm that is no finite number stops the update on the device itself, so nothing has been
 changed when the host learns of it.

@@ -28,7 +28,7 @@ copy_vectors(const float4* source, float4* target, i64 count) {
 }
 
 // `rounds` × 8 loads of four floats of each thread from lines of shared memory that its team shares, as
-// the product does; the lines are powers of a generator, so nothing can be foreseen.
+// the product does. Which lines, a generator of random numbers says: the compiler cannot foresee them.
 #define LINES 256
 extern "C" __global__ void __launch_bounds__(THREADS)
 shared_loads(float* out, int rounds) {

@@ -5,8 +5,8 @@
 
 #include "storage.cuh"
 
-// Images first … first + images - 1 as columns 0 … of x, whose lines are zero: indptr counts from
-// `base`, the first nonzero of these images; `values` is null where every nonzero is one.
+// Images 0 … images - 1 of indptr as columns of x, whose lines are zero. indptr counts from `base`, the
+// number of the first nonzero of these images; `values` is null where every nonzero is one.
 // Also sets columns[0] and ids. A warp takes an image.
 extern "C" __global__ void __launch_bounds__(THREADS)
 load_images(stored* x, const i64* indptr, const index_t* features, const float* values, i64 base,
@@ -34,7 +34,7 @@ load_dense(stored* x, const float* dense, int n, int images, i64 stride, int x_l
     }
 }
 
-// Where each tile's living columns go: offsets[tile]; and columns[1], how many live. One block.
+// Where each tile's living columns go: offsets[tile]; and how many live: living[0]. One block.
 // `alive` loses the bits beyond the last column.
 extern "C" __global__ void __launch_bounds__(THREADS)
 count_living(u32* alive, const int* columns, int* offsets, int* living) {

@@ -61,6 +61,7 @@ layer(const stored* x, stored* y, const i64* table, const float* limits, const i
 
 // Layers first … last - 1 of all columns, RESIDENT_WIDTH at a time, between two halves of the shared
 // memory: 2 * most_lines * RESIDENT_WIDTH stored values. `alive` tells of the last one.
+// Other forms of layers (WIDE_ENTRY) are not looked at.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)  // shared memory holds no second block
 resident(const stored* x, stored* y, const i64* table, const float* limits, const int4* bundles,
          const index_t* index, const stored* weight, const int* rows, const float* biases, int first,

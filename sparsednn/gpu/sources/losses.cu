@@ -3,8 +3,8 @@
 // images in float64.
 //
 // A block takes a tile: thread w * 32 + c the rows w, w + warps, … of column c; then each column adds
-// what its warps have, in their order. Labels count outputs; or `values` (images, outputs) are dense
-// targets; the other one is null. Images are those of orders[FIRST_PICK …]. Without `delta` there is no
+// what its warps have, in their order. A label is the number of an output; or `values` (images, outputs) are
+// dense targets; the other one is null. Images are those of orders[FIRST_PICK …]. Without `delta` there is no
 // gradient. Columns beyond the count get delta = 0.
 //
 // Macros: THREADS, here also 1024 for many outputs.

@@ -1,7 +1,7 @@
 // Equal columns are computed once.
 //
 // Columns never mix, so two that are equal behind a layer stay equal behind all that follow, bit by bit.
-// In the Graph Challenge's networks the columns that survive all saturate, and become one. Hashes find
+// In the Graph Challenge's 1024-120 network the columns that survive all become one. Hashes find
 // candidates, a comparison of all lines decides; the first of equal columns stays, whatever the order in
 // which threads run. Macros: those of storage.cuh; THREADS of a block.
 

@@ -6,7 +6,7 @@
 
 #include "storage.cuh"
 
-// Columns of the table of layers, see packing.TABLE_FIELDS: where a layer's arrays begin, how many of
+// Columns of the table of layers, see FIELDS in gpu/packing.py: where a layer's arrays begin, how many of
 // its bundles have 8, at least 4, at least 2, at least 1 rows, its sizes, activation and flags.
 enum Field {
     BUNDLE_FIRST, INDEX_FIRST, WEIGHT_FIRST, ROW_FIRST,

@@ -15,7 +15,7 @@
 __device__ __forceinline__ bool is_finite(double number) { return number - number == 0.0; }
 
 // sums[block] = sum of squares of a part of the array, float64. The number of blocks belongs to the
-// result, so it is always the same (device_engine.NORM_BLOCKS).
+// result, so it is always the same (training/device_stepper.py, _NORM_BLOCKS).
 extern "C" __global__ void __launch_bounds__(THREADS)
 squared_norm(const float* array, i64 n, double* sums) {
     __shared__ double part[THREADS];
