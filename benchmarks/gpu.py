@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ import numpy as np
 from _gpu_training import measure_training
 
 from sparsednn import InputSet, SparseNetwork
+from sparsednn.errors import SparseDNNError
 from sparsednn.gpu import find_device
 from sparsednn.gpu.ceilings import Ceilings, measure
 from sparsednn.gpu.device import Device
@@ -115,8 +117,8 @@ def over_the_roofs(
 ) -> list[dict[str, Any]]:
     """Each part's multiply-adds and bytes against what the device can do at most.
 
-    Bytes are those that a part has to move at least once: weights and patterns, the columns read
-    and written. Multiply-adds are those of the columns that are there, dead or not.
+    Bytes are those that a part has to move at least once: weights, the columns read and
+    written. Multiply-adds are those of the columns that are there, dead or not.
     """
     plan = GpuPlan(device, network)
     parts = []
@@ -234,7 +236,7 @@ def run_networks(
             one["runs"].append(result)
             costs.edge = (time.perf_counter() - begin) / edges / len(one["runs"])
             name = " ".join(f"{key}={value}" for key, value in way.items()) or "fp32 merge"
-            published = PUBLISHED_SECONDS.get((neurons, depth))
+            published = PUBLISHED_SECONDS.get((neurons, layers))
             print(
                 f"{neurons}-{depth:<7}{name:<14}{result['wall_seconds'] * 1e3:>9.2f}"
                 f"{result['device_seconds'] * 1e3:>11.2f}{result['copy_seconds'] * 1e3:>11.2f}"
@@ -244,9 +246,10 @@ def run_networks(
             )
         official = CATEGORIES[neurons]
         if options.mnist and not options.dry_run and depth == 120:
+            # How many, not which: `tests/gpu`, and `infer --truth`, compare the ids.
             one["official_categories"] = official
-            one["pass"] = one["runs"][0]["categories"] == official
-            print(f"{'':<12}categories {'pass' if one['pass'] else f'FAIL: official {official}'}")
+            one["as_many"] = one["runs"][0]["categories"] == official
+            print(f"{'':<12}official categories: {official}")
         if depth == 120:
             one["parts"] = over_the_roofs(device, network, here, roofs)
         if (neurons, depth) in ((1024, 120), (4096, 120)) and not options.dry_run:
@@ -325,4 +328,7 @@ def _device(dry_run: bool) -> Device:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SparseDNNError as error:
+        sys.exit(f"benchmarks/gpu.py: {error}")

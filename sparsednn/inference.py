@@ -190,7 +190,9 @@ def _infer_on_gpu(
     device = device or find_device("gpu")
     assert device is not None  # or it has raised
     start = time.perf_counter()
-    sample = inputs.columns(0, min(_SAMPLE, inputs.n_images))
+    # From all over the set: neighbours may be alike, and may all die.
+    chosen = np.linspace(0, max(0, inputs.n_images - 1), min(_SAMPLE, inputs.n_images))
+    sample = inputs.pick(np.unique(chosen.astype(np.int64)))
     error = None
     if precision != "fp32" and sample.n_images:
         error = precision_error(device, network, sample, precision)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sparsednn.cli._common import note
 from sparsednn.cli._device import check_device, cpu_kernel, device_of
-from sparsednn.cli._ranks import on_ranks, under_launcher
+from sparsednn.cli._ranks import on_ranks
 from sparsednn.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class Request:
                 raise UsageError(f"{name} is for a GPU: give --device gpu")
         if self.trace is not None and self.device != "cpu":
             raise UsageError(f"--trace is of the CPU's kernels: leave out --device {self.device}")
-        if not self.merge and (self.partition or self.grid or under_launcher()):
-            raise UsageError("--no-merge is for one process: ranks do not merge columns")
+        if not self.merge and self.partition:
+            raise UsageError("--no-merge: ranks that share the neurons merge no columns anyway")
 
     def check_files(self) -> NDArray[np.int64] | None:
         """Tell what cannot be written before anything is run; returns the truth."""
@@ -231,6 +231,7 @@ def infer_on_ranks(request: Request) -> Told | None:
             device=device,
             precision=request.precision,
             transport=request.transport,
+            merge=request.merge,
         )
         with together(world, "checking the truth"):
             request.check_images(expected, run.n_images)

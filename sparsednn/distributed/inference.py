@@ -120,6 +120,10 @@ class DistributedRun:
     transport
         How lines are to travel between GPUs, one of `transports.TRANSPORTS`; matters where M > 1.
 
+    merge
+        Whether a GPU that has the whole network (M = 1) computes columns that have become equal
+        once.
+
     Attributes
     ----------
     name, neurons, depth, edges, n_out, n_images
@@ -165,13 +169,14 @@ class DistributedRun:
         device: Device | None = None,
         precision: str = "fp32",
         transport: str = "auto",
+        merge: bool = True,
     ) -> None:
         self.world, self.outputs, self.traced = world, outputs, trace
         self.kernel = kernel if device is None else "cupy"
         self.threads = self._agreed_threads(kernel, threads)
         self.read_seconds = self.prepare_seconds = 0.0
         self.words_per_image = self.messages_per_tile = self.columns = 0
-        self.device, self.precision, self.transport = device, precision, ""
+        self.device, self.precision, self.merge, self.transport = device, precision, merge, ""
         mixed = world.any_rank(device is None) and world.any_rank(device is not None)
         clock = _Clock(world)
         parts = None if partition is None else share_partition(world, partition)

@@ -95,7 +95,7 @@ def plan_whole(
     from sparsednn.kernels.gpu import GpuKernel
 
     with together(run.world, "copying the network to the GPUs"):
-        plan = GpuKernel(device, precision=run.precision).plan(network)
+        plan = GpuKernel(device, precision=run.precision, merge=run.merge).plan(network)
 
     def make() -> RankPlan:
         with together(run.world, "reserving memory on the GPUs"):

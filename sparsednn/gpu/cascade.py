@@ -146,7 +146,9 @@ class Cascade:
                 for width in _RESIDENT_WIDTHS
                 if 2 * most * width * size <= self._device.shared_bytes
             ]
-            if end > first and fitting and not network.streamed:
+            # `resident` does not choose between the two forms of a layer.
+            alone = network.streamed or not network.two_forms.isdisjoint(range(first, end + 1))
+            if end > first and fitting and not alone:
                 segments.append((first, end + 1, fitting[0]))
             else:
                 segments += [(k, k + 1, 0) for k in range(first, end + 1)]

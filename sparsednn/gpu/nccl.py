@@ -77,18 +77,27 @@ class NcclGroup:
         """Start all messages as one group on `stream`; arrays are on the device, contiguous.
 
         For each rank at most one array each way; they must stay until the stream has come so far.
+
+        Raises
+        ------
+        LaunchError
+            If NCCL reports an error.
         """
         nccl, comm = self._nccl, self._comm
         if not sends and not receives:
             return
-        nccl.groupStart()
         try:
-            for peer, array in receives.items():
-                comm.recv(array.data.ptr, array.nbytes, nccl.NCCL_UINT8, peer, stream.ptr)
-            for peer, array in sends.items():
-                comm.send(array.data.ptr, array.nbytes, nccl.NCCL_UINT8, peer, stream.ptr)
-        finally:
-            nccl.groupEnd()
+            nccl.groupStart()
+            try:
+                for peer, array in receives.items():
+                    comm.recv(array.data.ptr, array.nbytes, nccl.NCCL_UINT8, peer, stream.ptr)
+                for peer, array in sends.items():
+                    comm.send(array.data.ptr, array.nbytes, nccl.NCCL_UINT8, peer, stream.ptr)
+            finally:
+                nccl.groupEnd()
+        except nccl.NcclError as error:
+            line = " ".join(str(error).split())
+            raise LaunchError(f"NCCL reports an error in an exchange: {line}") from error
 
     def free(self) -> None:
         """Give the communicator back; a second time does nothing."""

@@ -108,6 +108,8 @@ class DeviceNetwork:
         Stored weights of the network.
     index_bits
         16 or 32.
+    two_forms
+        Layers that are there with their zeros, too, for many columns.
     streamed
         Whether layers are uploaded each time that they are used.
     """
@@ -121,6 +123,7 @@ class DeviceNetwork:
         packed = pack_network(network, store)
         self.depth = len(network)
         self.index_bits = 8 * packed.layers[0].index.dtype.itemsize
+        self.two_forms = frozenset(packed.wide)
         self.nbytes = sum(layer.nbytes for layer in packed.layers)
         self.streamed = self.nbytes + room > device.free_bytes()
         if not self.streamed:

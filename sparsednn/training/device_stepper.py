@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
     from sparsednn.training.optimizers import Optimizer
 
-__all__ = ["DeviceStepper"]
+__all__ = ["MANY_THREADS", "DeviceStepper"]
 
 #: Partial sums of the norm: one for each block, so it belongs to the result.
 _NORM_BLOCKS = 512
 #: Outputs from which on a tile's loss is worth a block of the largest size.
-_MANY_OUTPUTS, _MANY_THREADS = 256, 1024
+_MANY_OUTPUTS, MANY_THREADS = 256, 1024
 
 
 class DeviceStepper(Stepper):
@@ -74,7 +74,7 @@ class DeviceStepper(Stepper):
 
     def _find_functions(self, optimizer: Optimizer) -> None:
         find, width = self._device.function, self._n_out
-        self._loss_threads = THREADS if width < _MANY_OUTPUTS else _MANY_THREADS
+        self._loss_threads = THREADS if width < _MANY_OUTPUTS else MANY_THREADS
         name = "squares" if self._loss == "mse" else "cross_entropy"
         self._loss_kernel = find("losses", name, THREADS=self._loss_threads)
         self._add_scores = find("losses", "add_scores", THREADS=THREADS)

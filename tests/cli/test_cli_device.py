@@ -124,7 +124,7 @@ def test_devices_and_what_does_not_go_with_them(
         (("--precision", "fp16"), "--precision fp16 is for a GPU: give --device gpu"),
         (("--precision", "bf16", "--device", "auto"), "--precision bf16 is for a GPU: give --dev"),
         (("--no-merge",), "--no-merge is for a GPU: give --device gpu"),
-        (("--no-merge", "--device", "gpu", "--grid", "1x1"), "--no-merge is for one process"),
+        (("--no-merge", "--device", "gpu", "--partition", "p.npz"), "merge no columns anyway"),
         (
             ("--trace", "t", "--partition", "p", "--device", "gpu"),
             "--trace is of the CPU's kernels",

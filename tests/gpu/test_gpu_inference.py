@@ -137,6 +137,23 @@ def test_equal_columns_are_computed_once():
     assert counts[-1] <= without // 3
 
 
+def test_layers_with_two_forms_stay_out_of_shared_memory():
+    """They choose by the columns that are left, which `resident` does not."""
+    rng = np.random.default_rng(29)
+    densities = [0.1, 0.1, 0.5, 0.1, 0.1, 0.1]
+    layers = [random_layer(rng, 20, 20, density=d, shared=0.0, bias="mixed") for d in densities]
+    network = SparseNetwork(layers)
+    inputs = InputSet.from_dense((rng.random((20, 600)) < 0.5) * 1.0)
+    plan = GpuPlan(TwinDevice(), network)
+    assert_same(network, inputs, plan)
+    assert plan.network.two_forms == {2}
+    assert all(width == 0 for _, _, width in plan._cascade._segments)
+    sparse = SparseNetwork([layers[0], *layers[3:]])
+    plan = GpuPlan(TwinDevice(), sparse)
+    assert_same(sparse, inputs, plan)
+    assert plan._cascade._segments == [(0, 4, 16)]
+
+
 def test_what_a_bias_revives_is_not_dropped():
     rng = np.random.default_rng(5)
     layers = [random_layer(rng, 12, 12, bias="mixed", activation="relu") for _ in range(12)]

@@ -21,6 +21,7 @@ from ptx.nvrtc import Program, compile_program, why_not
 from sparsednn.gpu import programs
 from sparsednn.gpu.cascade import RESIDENT_THREADS
 from sparsednn.gpu.launcher import THREADS
+from sparsednn.training.device_stepper import MANY_THREADS
 
 REGISTERS = 1 << 16  # of a multiprocessor; a block that wants more does not start
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -53,6 +54,8 @@ def macros(program: str) -> list[dict[str, int]]:
     bits = (16, 32) if re.search(r"\b(index_t|INDEX_BITS)\b", text) else (16,)
     fixed = "#undef STORE" in text or not re.search(r"\b(stored|STORE)\b", text)
     sizes = [{"THREADS": THREADS}]
+    if program == "losses":  # of many outputs
+        sizes.append({"THREADS": MANY_THREADS})
     if "RESIDENT_WIDTH" in text:
         sizes += [{"THREADS": RESIDENT_THREADS, "RESIDENT_WIDTH": width} for width in (16, 8)]
     return [
