@@ -22,6 +22,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,11 +107,20 @@ def run_session(
     """Run a command in a session of its own; at the time limit all of it is killed, and it fails.
 
     Launchers put ranks into process groups of their own, which outlive the launcher's; all stay in
-    the session.
+    the session. Each has a folder of its own for temporary files: a launcher that is killed leaves
+    sockets behind under its process number, and one that comes to have the same number later cannot
+    start then.
     """
+    with tempfile.TemporaryDirectory(prefix="run-", ignore_cleanup_errors=True) as scratch:
+        return _run_session(command, {**environ, "TMPDIR": scratch}, timeout, cwd)
+
+
+def _run_session(
+    command: Sequence[str], environ: dict[str, str], timeout: float, cwd: Path | None
+) -> subprocess.CompletedProcess[str]:
     process = subprocess.Popen(
         command,
-        env=dict(environ),
+        env=environ,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
