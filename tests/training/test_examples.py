@@ -196,7 +196,7 @@ def test_what_validates_a_source(source: str, expected: str | None, here: Path) 
         ("y.tsv", b"2\r\n0\r\n1\r\n2"),
         ("y.csv", b" 2\n0\n1 \n02\n\n"),
         ("y-idx1-ubyte", idx(np.array([2, 0, 1, 2]))),
-        ("y.idx1-ubyte.gz", gzip.compress(idx(np.array([2, 0, 1, 2])))),
+        ("y.idx1-ubyte.gz", gzip.compress(idx(np.array([2, 0, 1, 2])), mtime=0)),
         ("y.idx", idx(np.array([2, 0, 1, 2]))),
     ],
 )
