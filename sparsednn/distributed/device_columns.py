@@ -14,18 +14,14 @@ from numpy.typing import NDArray
 
 from sparsednn.distributed.device_shard import DeviceShard
 from sparsednn.gpu.device import Array, Device, Stream
+from sparsednn.gpu.launcher import Launcher
 from sparsednn.gpu.storage import TILE, stored_dtype
 from sparsednn.inputs import InputSet
 
 __all__ = ["DeviceColumns"]
 
-_THREADS = 256
-_BLOCKS = 8  # of a grid, for each multiprocessor
-
 #: Nonzeros of inputs that are uploaded at a time, unless a tile may have more.
 _PIECE = 1 << 22
-
-_KERNELS = ("load_images", "count_living", "keep_living", "tell_living", "store_dense")
 
 
 class DeviceColumns:
@@ -61,8 +57,7 @@ class DeviceColumns:
         self, device: Device, rows: DeviceShard, tiles: int, stream: Stream, *, outputs: bool
     ) -> None:
         self._device, self._rows, self._stream = device, rows, stream
-        macros = {"THREADS": _THREADS, "INDEX_BITS": rows.index_bits, "STORE": rows.store}
-        self._functions = {name: device.function("columns", name, **macros) for name in _KERNELS}
+        self._launcher = Launcher(device, rows.index_bits, rows.store)
         columns, lines = tiles * TILE, max(rows.lines)
         self.capacity = columns
         self._x = [device.empty(columns * lines, stored_dtype(rows.store)) for _ in range(2)]
@@ -234,6 +229,4 @@ class DeviceColumns:
 
     def _launch(self, kernel: str, arguments: tuple[Any, ...], *, blocks: int = 0) -> None:
         """Start a kernel of ``columns.cu``."""
-        grid = blocks or _BLOCKS * self._device.multiprocessors
-        function = self._functions[kernel]
-        self._device.launch(function, grid, _THREADS, arguments, stream=self._stream)
+        self._launcher("columns", kernel, arguments, self._stream, blocks=blocks)

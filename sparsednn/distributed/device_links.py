@@ -26,6 +26,7 @@ from sparsednn.distributed.plan import ExchangePlan, offsets
 from sparsednn.distributed.transports import Route, make_transport
 from sparsednn.errors import UsageError
 from sparsednn.gpu.device import Array, Device, Stream
+from sparsednn.gpu.launcher import MOVE_BLOCKS, THREADS
 from sparsednn.gpu.storage import TILE, stored_dtype
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LineExchange", "line_bytes"]
 
-_THREADS = 256
-_LINES_OF_BLOCK = _THREADS // 32
-_BLOCKS = 8  # of a grid, for each multiprocessor
+_LINES_OF_BLOCK = THREADS // 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ class LineExchange:
         except BaseException:
             self._transport.free()
             raise
-        macros = {"THREADS": _THREADS, "STORE": store}
+        macros = {"THREADS": THREADS, "STORE": store}
         self._gather = device.function("exchange", "gather_lines", **macros)
         placing = "add_lines" if fold else "scatter_lines"
         self._place = device.function("exchange", placing, **macros)
@@ -271,10 +270,10 @@ class LineExchange:
         self, function: Any, messages: int, lines: int, arguments: tuple[Any, ...], stream: Stream
     ) -> None:
         """Start a kernel that moves so many lines."""
-        most = max(1, _BLOCKS * self._device.multiprocessors // messages)
+        most = max(1, MOVE_BLOCKS * self._device.multiprocessors // messages)
         blocks = min(-(-lines // (_LINES_OF_BLOCK * messages)), most)
         grid = (blocks, min(messages, 65535))
-        self._device.launch(function, grid, _THREADS, arguments, stream=stream)
+        self._device.launch(function, grid, THREADS, arguments, stream=stream)
 
     def free(self) -> None:
         """Give requests back to MPI; a second time does nothing."""

@@ -24,15 +24,13 @@ from sparsednn.distributed.layer import DistributedLayer
 from sparsednn.distributed.plan import ExchangePlan
 from sparsednn.distributed.shard import NetworkShard
 from sparsednn.gpu.device import Array, Device, Stream
+from sparsednn.gpu.launcher import NEAR_BYTES, PRODUCT_BLOCKS, THREADS
 from sparsednn.gpu.network import joined_on
 from sparsednn.gpu.packing import PackedLayer, index_dtype, pack_layer, tables
 from sparsednn.gpu.storage import TILE, narrow, stored_dtype
 
 __all__ = ["DeviceShard"]
 
-_THREADS = 256
-_PRODUCT_BLOCKS = 2  # of a grid, for each multiprocessor
-_NEAR_BYTES = 128 << 10  # of a tile's input that fit into the first-level cache
 _ARRAYS = ("bundle", "index", "weight", "row", "bias")
 
 
@@ -97,7 +95,7 @@ class DeviceShard:
             *(joined_on(device, [getattr(part, name) for part in parts]) for name in _ARRAYS),
         ]
         self.nbytes = sum(array.nbytes for array in self._arrays)
-        macros = {"THREADS": _THREADS, "INDEX_BITS": self.index_bits, "STORE": store}
+        macros = {"THREADS": THREADS, "INDEX_BITS": self.index_bits, "STORE": store}
         self._product = device.function("layer", "layer", **macros)
 
     def _pack(self, k: int, layer: DistributedLayer, kind: type[Any]) -> list[PackedLayer]:
@@ -143,11 +141,11 @@ class DeviceShard:
         if not self._rows[part]:
             return
         x_lines, y_lines = self.lines[part // 3], self.lines[part // 3 + 1]
-        near = x_lines * TILE * np.dtype(stored_dtype(self.store)).itemsize <= _NEAR_BYTES
+        near = x_lines * TILE * np.dtype(stored_dtype(self.store)).itemsize <= NEAR_BYTES
         self._device.launch(
             self._product,
-            _PRODUCT_BLOCKS * self._device.multiprocessors,
-            _THREADS,
+            PRODUCT_BLOCKS * self._device.multiprocessors,
+            THREADS,
             (
                 x, y, *self._arrays, np.int32(part), columns, alive, np.int32(x_lines),
                 np.int32(y_lines), np.int32(near),

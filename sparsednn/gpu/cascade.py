@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsednn.gpu.device import Array, Device, Graph, Stream
-from sparsednn.gpu.launcher import Launcher
+from sparsednn.gpu.launcher import NEAR_BYTES, PRODUCT_BLOCKS, Launcher
 from sparsednn.gpu.network import DeviceNetwork
 from sparsednn.gpu.schedule import drop_points, merge_points
 from sparsednn.gpu.storage import TILE, stored_dtype
@@ -32,14 +32,8 @@ __all__ = ["RESIDENT_THREADS", "Cascade", "Part", "bytes_per_column"]
 #: Threads of a block of `resident`, which has a multiprocessor for itself.
 RESIDENT_THREADS = 512
 
-#: Blocks of a grid of products for each multiprocessor.
-_PRODUCT_BLOCKS = 2
-
 #: Columns of a tile in shared memory, the best first.
 _RESIDENT_WIDTHS = (16, 8)
-
-#: Bytes of a tile's input that fit into the first-level cache beside everything else.
-_NEAR_BYTES = 128 << 10
 
 
 def bytes_per_column(network: DeviceNetwork) -> int:
@@ -107,7 +101,7 @@ class Cascade:
         merge: bool = True,
     ) -> None:
         self._device, self._network = device, network
-        self._launch = Launcher(device, network)
+        self._launch = Launcher(device, network.index_bits, network.store)
         tiles = max(1, -(-columns // TILE))
         self.columns = tiles * TILE
         self.points = drop_points(network.depth, network.droppable_from) if drop else []
@@ -164,7 +158,6 @@ class Cascade:
         indptr: Array,
         features: Array,
         values: Array | None,
-        base: int,
         images: int,
         stream: Stream,
     ) -> None:
@@ -173,7 +166,7 @@ class Cascade:
         Parameters
         ----------
         indptr, features, values
-            ``(images + 1,)`` int64, counting from `base`; ``(nnz,)`` of the network's index type;
+            ``(images + 1,)`` int64, counting from 0; ``(nnz,)`` of the network's index type;
             float32, or None when all are one.
         images
             At most `columns`.
@@ -185,7 +178,7 @@ class Cascade:
             "columns",
             "load_images",
             (
-                self._x[0], indptr, features, values, np.int64(base), np.int32(images),
+                self._x[0], indptr, features, values, np.int64(0), np.int32(images),
                 np.int32(n_in), self.counts, self._ids[0],
             ),
             stream,
@@ -303,7 +296,7 @@ class Cascade:
                 stream=stream,
             )  # fmt: skip
         else:
-            near = n_in * TILE * size <= _NEAR_BYTES
+            near = n_in * TILE * size <= NEAR_BYTES
             self._launch(
                 "layer",
                 "layer",
@@ -312,7 +305,7 @@ class Cascade:
                     columns, alive, *lines, np.int32(near),
                 ),
                 stream,
-                blocks=_PRODUCT_BLOCKS * device.multiprocessors,
+                blocks=PRODUCT_BLOCKS * device.multiprocessors,
             )  # fmt: skip
         network.used(last - 1, stream)
         if softmax:

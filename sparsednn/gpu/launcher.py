@@ -1,7 +1,6 @@
 """`Launcher`: our kernels with the macros of a network, on grids that fill the device.
 
-For `cascade` and `kernels.gpu`. Ranks that share the neurons, and training, start their kernels by
-themselves.
+The sizes of grids and blocks that engines have in common stand here: the place to tune them.
 """
 
 from __future__ import annotations
@@ -9,23 +8,26 @@ from __future__ import annotations
 from typing import Any
 
 from sparsednn.gpu.device import Device, Function, Stream
-from sparsednn.gpu.network import DeviceNetwork
 
-__all__ = ["MOVE_BLOCKS", "THREADS", "Launcher"]
+__all__ = ["MOVE_BLOCKS", "NEAR_BYTES", "PRODUCT_BLOCKS", "THREADS", "Launcher"]
 
 #: Threads of a block.
 THREADS = 256
 
-#: Blocks for each multiprocessor, of a grid that moves columns.
-MOVE_BLOCKS = 8
+#: Blocks of a grid for each multiprocessor: products (100 to 128 registers a thread, so two fit),
+#: and kernels that move columns.
+PRODUCT_BLOCKS, MOVE_BLOCKS = 2, 8
+
+#: Bytes of a tile's input that fit into the first-level cache beside everything else.
+NEAR_BYTES = 128 << 10
 
 
 class Launcher:
     """Starts our kernels with the macros of a network, on grids that fill the device."""
 
-    def __init__(self, device: Device, network: DeviceNetwork) -> None:
+    def __init__(self, device: Device, index_bits: int, store: int) -> None:
         self._device = device
-        self._defines = {"INDEX_BITS": network.index_bits, "STORE": network.store}
+        self._defines = {"INDEX_BITS": index_bits, "STORE": store}
 
     def __call__(
         self,

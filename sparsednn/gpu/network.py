@@ -146,10 +146,9 @@ class DeviceNetwork:
         """Tell that the kernel that uses the layer has been started on `stream`."""
         self._source.used(number, stream)
 
-    @property
-    def copy_seconds(self) -> float:
+    def take_copy_seconds(self) -> float:
         """Seconds of copies of weights since the last call; 0 if they are resident."""
-        return self._source.copy_seconds()
+        return self._source.take_copy_seconds()
 
 
 _NAMES = ("bundle", "index", "weight", "row", "bias")
@@ -171,7 +170,7 @@ class _Resident:
     def used(self, number: int, stream: Stream) -> None:
         pass
 
-    def copy_seconds(self) -> float:
+    def take_copy_seconds(self) -> float:
         return 0.0
 
 
@@ -241,7 +240,7 @@ class _Streamed:
         if len(self._host) > 1:
             self._fetch((number + 1) % len(self._host))
 
-    def copy_seconds(self) -> float:
+    def take_copy_seconds(self) -> float:
         for slot in self._timed:
             self._seconds += self._device.seconds(self._started[slot], self._ready[slot])
         self._timed.clear()

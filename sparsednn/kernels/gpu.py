@@ -129,7 +129,7 @@ class GpuPlan:
             waiting.append((first, last, slot))
         for one in waiting:
             self._collect(*one, nonzero, outputs)
-        self.copy_seconds += self.network.copy_seconds
+        self.copy_seconds += self.network.take_copy_seconds()
         return nonzero
 
     @property
@@ -212,7 +212,7 @@ class GpuPlan:
         slot.send(device, inputs.columns(first, last), copies)
         device.wait(slot.copied, compute)
         device.record(slot.start, compute)
-        cascade.load_images(*slot.arrays, 0, count, compute)
+        cascade.load_images(*slot.arrays, count, compute)
         cascade.run(compute)
         if outputs and self._outputs is not None:
             device.fill_zero(self._outputs, compute)
@@ -251,7 +251,7 @@ class GpuPlan:
         part = inputs.columns(0, min(self._step, inputs.n_images))
         self._start(self._slots[0], part, 0, part.n_images, False)  # loads, and warms up
         self.device.synchronize(self._compute)
-        self._cascade.load_images(*self._slots[0].arrays, 0, part.n_images, self._compute)
+        self._cascade.load_images(*self._slots[0].arrays, part.n_images, self._compute)
         return self._cascade.profile(self._compute)
 
     def forget_times(self) -> None:
@@ -283,7 +283,7 @@ class GpuPlan:
         before, after = (device.empty(tiles * n * TILE, dtype) for n in (n_in, n_out))
         columns = device.zeros(1, np.int32)
         dense, out = device.upload(x), device.empty((n_out, count), np.float32)
-        launch = Launcher(device, network)
+        launch = Launcher(device, network.index_bits, network.store)
         lines = np.int32(n_in), np.int32(n_out)
         launch(
             "columns",

@@ -23,6 +23,7 @@ from sparsednn.distributed.plan import ExchangePlan
 from sparsednn.distributed.shard import NetworkShard
 from sparsednn.errors import ShapeError, UsageError
 from sparsednn.gpu.device import Array, Device
+from sparsednn.gpu.launcher import THREADS
 from sparsednn.gpu.orders import Order
 from sparsednn.gpu.storage import TILE
 from sparsednn.inputs import InputSet
@@ -30,7 +31,7 @@ from sparsednn.kernels.packing import bounds
 from sparsednn.training.device_data import DeviceExamples
 from sparsednn.training.device_memory import DeviceParameters, fit_tiles
 from sparsednn.training.device_packed import DevicePacking, finished_here
-from sparsednn.training.device_passes import THREADS, DevicePasses
+from sparsednn.training.device_passes import DevicePasses
 from sparsednn.training.engine import Layer
 
 if TYPE_CHECKING:

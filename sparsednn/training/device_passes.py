@@ -23,20 +23,14 @@ import numpy as np
 
 from sparsednn.distributed.device_links import LineExchange
 from sparsednn.gpu.device import Array, Device, Function, Stream
+from sparsednn.gpu.launcher import MOVE_BLOCKS, NEAR_BYTES, PRODUCT_BLOCKS, THREADS
 from sparsednn.gpu.storage import TILE
 from sparsednn.training.device_data import ResidentInputs
 from sparsednn.training.device_memory import DeviceParameters, DeviceTiles
 from sparsednn.training.device_packed import BACKS, PARTS, SAMPLED, DevicePacking
 
-__all__ = ["THREADS", "DevicePasses", "blocks_of"]
+__all__ = ["DevicePasses", "blocks_of"]
 
-#: Threads of a block.
-THREADS = 256
-#: Blocks of a grid for each multiprocessor, at most: products (at most 128 registers a thread, so
-#: two fit), and kernels that move numbers.
-_PRODUCT_BLOCKS, _MOVE_BLOCKS = 2, 8
-#: Bytes of a tile's input that fit into the first-level cache beside everything else.
-_NEAR_BYTES = 128 << 10
 #: Share of the second-level cache that the lines may take which are sampled at a time.
 _SAMPLED_SHARE = 0.5
 _TEAMS = THREADS // (TILE // 4)
@@ -229,7 +223,7 @@ class DevicePasses:
         together = max(1, min(tiles, room // (4 * TILE * (lines + d_lines))))
         counts = p.counts[number]
         chunks = _chunks(counts[1:5]) + -(-int(counts[5]) // _TEAMS)
-        blocks = max(1, min(chunks, _PRODUCT_BLOCKS * self.device.multiprocessors))
+        blocks = max(1, min(chunks, PRODUCT_BLOCKS * self.device.multiprocessors))
         for first in range(0, tiles, together):
             arguments = (
                 self.tiles.activations[k], delta, p.weight_gradient, p.bias_gradient,
@@ -242,7 +236,7 @@ class DevicePasses:
     def _product(
         self, function: Any, chunks: int, arguments: tuple[Any, ...], stream: Stream
     ) -> None:
-        most = _PRODUCT_BLOCKS * self.device.multiprocessors
+        most = PRODUCT_BLOCKS * self.device.multiprocessors
         blocks = min(most, chunks * -(-self._tile // TILE))
         self.device.launch(function, blocks, THREADS, arguments, stream=stream)
 
@@ -254,7 +248,7 @@ class DevicePasses:
 
 def blocks_of(device: Device, threads: int) -> int:
     """Blocks of a kernel that has something to do for so many threads."""
-    return max(1, min(-(-threads // THREADS), _MOVE_BLOCKS * device.multiprocessors))
+    return max(1, min(-(-threads // THREADS), MOVE_BLOCKS * device.multiprocessors))
 
 
 def _chunks(ends: Any) -> int:
@@ -264,4 +258,4 @@ def _chunks(ends: Any) -> int:
 
 
 def _near(lines: int) -> np.int32:
-    return np.int32(4 * TILE * lines <= _NEAR_BYTES)
+    return np.int32(4 * TILE * lines <= NEAR_BYTES)

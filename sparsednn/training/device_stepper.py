@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from sparsednn.errors import UsageError
 from sparsednn.gpu.device import Array, Event, Stream
+from sparsednn.gpu.launcher import THREADS
 from sparsednn.gpu.orders import Result
 from sparsednn.training.data import LocalExamples
 from sparsednn.training.device_data import ResidentInputs, ResidentTargets
 from sparsednn.training.device_engine import DeviceEngine
-from sparsednn.training.device_passes import THREADS
 from sparsednn.training.losses import Score, loss_gradient, score
 from sparsednn.training.optimizers import SGD, Adam
 from sparsednn.training.stepper import Stepper

@@ -56,6 +56,11 @@ def main() -> None:
         f"{network.name}, {inputs.n_images} images on {device.name}: {found.size} categories, "
         f"{plan.merged_columns} images merged, {time.perf_counter() - start:.0f} s"
     )
+    cascade = plan._cascade
+    if cascade is not None:  # of the last chunk
+        left = device.download(cascade.counts)[1:]
+        behind = ", ".join(f"{k + 1}: {n}" for k, n in zip(cascade.points, left, strict=True))
+        print(f"columns left behind layers {behind}")
     statistics = getattr(device, "statistics", None)
     if statistics:
         total = sum(one.lane_instructions for one in statistics.values())

@@ -58,7 +58,7 @@ def run_layers(device, placed, x, first, last, *, width=0, store=0, near=0, spar
     after = device.zeros(tiles * (n_out + spare) * TILE, stored_dtype(store))
     count = device.upload(np.array([columns], np.int32))
     alive = device.zeros(tiles, np.uint32)
-    launch = Launcher(device, placed)
+    launch = Launcher(device, placed.index_bits, placed.store)
     arrays = placed.layer(first, None)
     lines = np.int32(n_in + spare), np.int32(n_out + spare)
     if width:
