@@ -6,12 +6,14 @@ from sparsednn.comm.failure import abort, together
 from sparsednn.comm.grid import ProcessGrid
 from sparsednn.comm.mpi import launched, library, world
 from sparsednn.comm.neighbours import NeighbourExchange
+from sparsednn.comm.pending import Pending
 from sparsednn.comm.traffic import Traffic
 
 __all__ = [
     "Alone",
     "Communicator",
     "NeighbourExchange",
+    "Pending",
     "ProcessGrid",
     "Traffic",
     "abort",

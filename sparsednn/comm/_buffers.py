@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sparsednn.comm.mpi import load_mpi
 from sparsednn.errors import ShapeError, UsageError
 
-__all__ = ["Array", "as_counts", "empty", "flat", "mpi_type", "pieces"]
+__all__ = ["Array", "as_counts", "empty", "flat", "mpi_operation", "mpi_type", "pieces"]
 
 #: A NumPy array, or one of CuPy; there is no common type to name.
 Array = Any
@@ -42,6 +42,27 @@ def mpi_type(array: Array, what: str) -> Any:
     if not found or not array.dtype.isnative:
         raise UsageError(f"{what}: MPI has no type for elements of dtype {array.dtype}")
     return found
+
+
+def mpi_operation(array: Array, op: str) -> Any:
+    """Return MPI's operation for an array's elements: there is more than one "or".
+
+    Raises
+    ------
+    UsageError
+        If there is none of this name ("sum", "max", "min", "or"), or not for these elements.
+    """
+    mpi = load_mpi()
+    kind = array.dtype.kind
+    if op == "or" and kind in "iub":
+        return mpi.LOR if kind == "b" else mpi.BOR
+    if op == "sum" and kind in "iufc":
+        return mpi.SUM
+    if op in ("max", "min") and kind in "iuf":
+        return mpi.MAX if op == "max" else mpi.MIN
+    if op not in ("sum", "max", "min", "or"):
+        raise UsageError(f"operation '{op}' is none of sum, max, min, or")
+    raise UsageError(f"operation '{op}' is not defined for elements of dtype {array.dtype}")
 
 
 def flat(array: Array, what: str, *, written: bool = False) -> Array:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sparsednn.comm._buffers import Array
 from sparsednn.comm.communicator import Communicator
 from sparsednn.comm.neighbours import NeighbourExchange
+from sparsednn.comm.pending import Pending
 from sparsednn.comm.traffic import Traffic
 from sparsednn.errors import ShapeError, UsageError
 
@@ -53,6 +54,24 @@ class Alone(Communicator):
         """Leave the array as it is."""
         self._check_rank(root, "broadcast: root")
 
+    def start_broadcast(self, array: Array, root: int = 0, *, layer: int | None = None) -> Pending:
+        """Leave the array as it is; it is over already."""
+        self._check_rank(root, "broadcast: root")
+        return Pending()
+
+    def reduce(
+        self, array: Array, root: int = 0, op: str = "sum", *, layer: int | None = None
+    ) -> None:
+        """Leave the array as it is."""
+        self._check_rank(root, "reduce: root")
+
+    def start_reduce(
+        self, array: Array, root: int = 0, op: str = "sum", *, layer: int | None = None
+    ) -> Pending:
+        """Leave the array as it is; it is over already."""
+        self._check_rank(root, "reduce: root")
+        return Pending()
+
     def allreduce(
         self,
         array: Array,
@@ -62,6 +81,17 @@ class Alone(Communicator):
         verb: str = "allreduce",
     ) -> None:
         """Leave the array as it is."""
+
+    def start_allreduce(
+        self,
+        array: Array,
+        op: str = "sum",
+        *,
+        layer: int | None = None,
+        verb: str = "allreduce",
+    ) -> Pending:
+        """Leave the array as it is; it is over already."""
+        return Pending()
 
     def reduce_scatter(
         self,

@@ -10,12 +10,15 @@ What `Traffic` counts for a verb, with p ranks (p = 1 counts nothing):
 verb            words that leave this rank   messages        the algorithm that this is true of
 ==============  ===========================  ==============  ==================================
 broadcast       n; 0 on the chain's last     1; 0            pipelined chain root, root + 1, …
+reduce          n; 0 on the root             1; 0            pipelined chain to the root
 allreduce       2n(p - 1)/p, rounded up      2(p - 1)        ring reduce-scatter, ring allgather
 reduce_scatter  all elements but my piece    p - 1           ring
 allgather       n(p - 1), n my part          p - 1           each part goes round the ring
 all_to_all      those for other ranks        non-empty ones  direct
 send, gather    n; gather's root 0           1; 0            direct
 ==============  ===========================  ==============  ==================================
+
+A verb that is started (`start_broadcast`, …; `nonblocking`) is counted then, as its namesake.
 """
 
 from __future__ import annotations
@@ -27,9 +30,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.comm._buffers import Array, as_counts, empty, flat, mpi_type, pieces
+from sparsednn.comm._buffers import (
+    Array,
+    as_counts,
+    empty,
+    flat,
+    mpi_operation,
+    mpi_type,
+    pieces,
+)
 from sparsednn.comm.mpi import load_mpi
 from sparsednn.comm.neighbours import NeighbourExchange
+from sparsednn.comm.nonblocking import NonblockingVerbs
 from sparsednn.comm.traffic import Traffic
 from sparsednn.errors import ShapeError, UsageError
 
@@ -39,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Communicator"]
 
 
-class Communicator:
+class Communicator(NonblockingVerbs):
     """Ranks that work together, and the verbs between them.
 
     Parameters
@@ -54,7 +66,7 @@ class Communicator:
     Notes
     -----
     Every verb but `send` and `receive` is collective: all ranks of the communicator call it, in
-    the same order, with the same root, operation, dtype, and (broadcast, allreduce,
+    the same order, with the same root, operation, dtype, and (broadcast, reduce, allreduce,
     reduce_scatter) size. Every verb raises `ShapeError` for an array that is not C-contiguous or
     does not have the size that its counts say, and `UsageError` for a rank or an operation that is
     none and for elements that MPI does not know. These are found on the rank that made the
@@ -62,27 +74,7 @@ class Communicator:
     `failure.together`, or ends in `failure.abort`.
     """
 
-    __slots__ = ("_own_tag", "limit", "rank", "raw", "size", "traffic")
-
-    raw: MPI.Comm
-    rank: int
-    size: int
-    traffic: Traffic
-    limit: int
-
-    def __init__(
-        self, raw: MPI.Comm, *, traffic: Traffic | None = None, limit: int = 2**31 - 1
-    ) -> None:
-        if not 1 <= limit <= 2**31 - 1:
-            raise UsageError(f"limit of elements in one MPI call: {limit} is not in 1 to 2**31 - 1")
-        mpi = load_mpi()
-        self.raw = raw
-        self.rank = raw.Get_rank()
-        self.size = raw.Get_size()
-        self.traffic = Traffic() if traffic is None else traffic
-        self.limit = limit
-        # The largest tag is ours: a user's message never meets one from inside a verb.
-        self._own_tag = int(mpi.COMM_WORLD.Get_attr(mpi.TAG_UB))
+    __slots__ = ()
 
     def neighbour_exchange(
         self,
@@ -99,14 +91,25 @@ class Communicator:
 
     def broadcast(self, array: Array, root: int = 0, *, layer: int | None = None) -> None:
         """Fill `array` on every rank with what it holds on `root`; in place."""
-        self._check_rank(root, "broadcast: root")
-        data = flat(array, "broadcast", written=self.rank != root)
-        kind = mpi_type(data, "broadcast")
+        data, kind = self._for_broadcast(array, root, layer)
         if self.size > 1:
             for piece in pieces(data, self.limit):
                 self.raw.Bcast([piece, kind], root)
-        last = (self.rank - root) % self.size == self.size - 1
-        self._count("broadcast", layer, data, 0 if last else data.size, 1)
+
+    def reduce(
+        self, array: Array, root: int = 0, op: str = "sum", *, layer: int | None = None
+    ) -> None:
+        """Combine the arrays of all ranks on `root`, in place; those of the others stay.
+
+        `op` as for `allreduce`.
+        """
+        data, kind, operation = self._for_reduce(array, root, op, layer)
+        if self.size > 1:
+            for piece in pieces(data, self.limit):
+                if self.rank == root:
+                    self.raw.Reduce(load_mpi().IN_PLACE, [piece, kind], operation, root)
+                else:
+                    self.raw.Reduce([piece, kind], None, operation, root)
 
     def allreduce(
         self,
@@ -122,13 +125,10 @@ class Communicator:
         floats). Sums of floats depend on the number of ranks and on the library by rounding.
         `verb` is what it is counted under.
         """
-        data = flat(array, "allreduce", written=True)
-        kind, operation = mpi_type(data, "allreduce"), _operation(op, data)
+        data, kind, operation = self._for_allreduce(array, op, layer, verb)
         if self.size > 1:
             for piece in pieces(data, self.limit):
                 self.raw.Allreduce(load_mpi().IN_PLACE, [piece, kind], operation)
-        words = -(-2 * data.size * (self.size - 1) // self.size)
-        self._count(verb, layer, data, words, 2 * (self.size - 1))
 
     def reduce_scatter(
         self,
@@ -150,7 +150,7 @@ class Communicator:
             As for `allreduce`.
         """
         data = flat(array, "reduce_scatter")
-        kind, operation = mpi_type(data, "reduce_scatter"), _operation(op, data)
+        kind, operation = mpi_type(data, "reduce_scatter"), mpi_operation(data, op)
         sizes = as_counts(counts, self.size, "reduce_scatter")
         _check_total("reduce_scatter", data, sizes)
         mine = empty(data, sizes[self.rank])
@@ -398,41 +398,9 @@ class Communicator:
                     self.raw.Bcast([piece, kind], owner)
         return result
 
-    def _count(self, verb: str, layer: int | None, data: Array, words: int, messages: int) -> None:
-        if self.size == 1:
-            words = 0
-        self.traffic.count(
-            verb, layer, words, words * data.dtype.itemsize, messages if words else 0
-        )
-
-    def _check_rank(self, rank: int, what: str, *, other: bool = False) -> None:
-        if not 0 <= rank < self.size:
-            raise UsageError(f"{what} {rank} is none of {self.size} ranks")
-        if other and rank == self.rank:
-            raise UsageError(f"{what} {rank} is this rank itself")
-
-    def _check_tag(self, tag: int) -> None:
-        if not 0 <= tag < self._own_tag:
-            raise UsageError(f"tag {tag} is not in 0 to {self._own_tag - 1}")
-
     def __repr__(self) -> str:
         """Return rank and size."""
         return f"Communicator(rank {self.rank} of {self.size})"
-
-
-def _operation(op: str, array: Array) -> Any:
-    """MPI's operation for a dtype: MPI knows more than one "or", and not all for all types."""
-    mpi = load_mpi()
-    kind = array.dtype.kind
-    if op == "or" and kind in "iub":
-        return mpi.LOR if kind == "b" else mpi.BOR
-    if op == "sum" and kind in "iufc":
-        return mpi.SUM
-    if op in ("max", "min") and kind in "iuf":
-        return mpi.MAX if op == "max" else mpi.MIN
-    if op not in ("sum", "max", "min", "or"):
-        raise UsageError(f"operation '{op}' is none of sum, max, min, or")
-    raise UsageError(f"operation '{op}' is not defined for elements of dtype {array.dtype}")
 
 
 def _blocks(array: Array, sizes: Sequence[int]) -> list[Array]:
