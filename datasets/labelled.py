@@ -25,7 +25,7 @@ from sparsednn.datasets.mnist import load_mnist
 from sparsednn.errors import UnknownNameError
 from sparsednn.inputs import InputSet
 
-__all__ = ["NAMED", "Split", "load_labelled"]
+__all__ = ["NAMED", "Split", "digits_part", "load_labelled"]
 
 Split = Literal["train", "test"]
 
@@ -78,7 +78,7 @@ def load_labelled(
         # Binary digits are made of all images together: no part of them can be made alone.
         inputs = digits_inputs(int(named[4])) if named[4] else _grey(pixels, name)
         if part is not None:
-            ids = _digits_part(labels, part)
+            ids = digits_part(labels, "test" if part == "test" else "train")
             inputs, labels = inputs.pick(ids), labels[ids]
         return inputs, labels.astype(np.int64)
     pixels, labels = load_mnist(mnist, "test" if part == "test" else "train")
@@ -87,8 +87,16 @@ def load_labelled(
     return _grey(pixels, name), labels.astype(np.int64)
 
 
-def _digits_part(labels: NDArray[np.uint8], part: str) -> NDArray[np.int64]:
-    """Ids of the digits to train or to test with, ascending; each class gives its share (± 1)."""
+def digits_part(labels: NDArray[np.uint8], part: Split) -> NDArray[np.int64]:
+    """Ids of the digits to train or to test with, ascending; each class gives its share (± 1).
+
+    Parameters
+    ----------
+    labels
+        ``(1797,)``: those of `digits_images`, all of them.
+    part
+        "train" (1437 images) or "test" (360); chosen once and for all.
+    """
     # Raw numbers of the generator: NumPy keeps these the same for ever, `permutation` it may not.
     shuffled = np.argsort(np.random.PCG64(0).random_raw(labels.size), kind="stable")
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]

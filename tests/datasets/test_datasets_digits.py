@@ -59,6 +59,8 @@ def test_public_names_exist() -> None:
         "radixnet",
         "topologies",
         "labelled",
+        "cifar10",
+        "pictures",
     }
     assert public - modules == set(sparsednn.datasets.__all__)
 
