@@ -42,6 +42,7 @@ _PACKAGES = (
     ("scikit-learn", "sklearn", "pip install scikit-learn", True),
     ("threadpoolctl", "threadpoolctl", "pip install threadpoolctl", True),
     ("pooch", "pooch", "pip install pooch", True),
+    ("networkx", "networkx", "pip install networkx", True),
     ("kahypar", "kahypar", "pip install kahypar", False),
     ("mtkahypar", "mtkahypar", "pip install mtkahypar", False),
     ("torch", "torch", "pip install 'sparsednn[torch]'", False),

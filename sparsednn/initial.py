@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sparsednn.activations import Activation
 from sparsednn.errors import ShapeError, UsageError
 
-__all__ = ["METHODS", "initial_values"]
+__all__ = ["METHODS", "initial_values", "normal_numbers", "sequence_key"]
 
 METHODS: Final = ("auto", "he", "glorot")
 """How wide the weights are spread: see `initial_values`."""
@@ -94,15 +94,13 @@ def initial_values(
     """
     if method not in METHODS:
         raise UsageError(f"initial weights are one of {', '.join(METHODS)}: '{method}'")
-    if not 0 <= seed <= _MASK:
-        raise UsageError(f"a seed is a whole number from 0 to 2^64 - 1, found {seed}")
+    key = sequence_key(seed, layer_index)
     _check(layer_index, rows, indptr, indices, fan_in_of_rows, n_out, n_in)
     if method == "auto":
         method = "he" if activation.kind in ("relu", "clamped_relu") else "glorot"
     gain = 2.0 if method == "he" else 1.0
     deviation = np.sqrt(gain / np.maximum(fan_in_of_rows, 1))
     places = rows.astype(np.uint64) << np.uint64(32)
-    key = _key(seed, layer_index)
     values = np.empty(indices.size, np.float32)
     for first in range(0, indices.size, _BLOCK):
         last = min(first + _BLOCK, indices.size)
@@ -113,7 +111,7 @@ def initial_values(
         counts = edges[1:] - edges[:-1]
         counters = np.repeat(places[a:b], counts)
         counters |= indices[first:last].astype(np.uint64)
-        values[first:last] = _normal(key, counters) * np.repeat(deviation[a:b], counts)
+        values[first:last] = normal_numbers(key, counters) * np.repeat(deviation[a:b], counts)
     return values
 
 
@@ -156,13 +154,37 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state
 
 
-def _key(seed: int, layer_index: int) -> int:
-    """Where a layer's random sequence starts: different for each layer of a seed."""
-    return _mixed((_mixed((seed + _GAMMA) & _MASK) + _GAMMA * (layer_index + 1)) & _MASK)
+def sequence_key(seed: int, number: int) -> int:
+    """Where the random sequence of a layer, or of anything with a number, starts.
+
+    Different for each number below 2**64 of one seed.
+
+    Raises
+    ------
+    UsageError
+        If the seed is out of range.
+    """
+    if not 0 <= seed <= _MASK:
+        raise UsageError(f"a seed is a whole number from 0 to 2^64 - 1, found {seed}")
+    return _mixed((_mixed((seed + _GAMMA) & _MASK) + _GAMMA * (number + 1)) & _MASK)
 
 
-def _normal(key: int, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Standard normal numbers: entry c has the numbers 2c + 1 and 2c + 2 behind the key."""
+def normal_numbers(key: int, counters: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Standard normal numbers: entry c has the numbers 2c + 1 and 2c + 2 behind the key.
+
+    Parameters
+    ----------
+    key
+        From `sequence_key`.
+    counters
+        Any shape; each below 2**63, or entries repeat.
+
+    Returns
+    -------
+    array
+        Of the counters' shape, float64, the same bits on every machine. A call with more than some
+        ten thousand of them is slower: about 20 arrays of that size leave the cache.
+    """
     state = counters * np.uint64(2 * _GAMMA & _MASK)
     state += np.uint64((key + _GAMMA) & _MASK)
     second = state + np.uint64(_GAMMA)

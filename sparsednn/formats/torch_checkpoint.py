@@ -26,10 +26,10 @@ from sparsednn.formats import _csr
 from sparsednn.formats._common import reading
 from sparsednn.formats._csr import CsrArrays
 from sparsednn.formats.options import ReadOptions
-from sparsednn.formats.state_dict import TensorInfo, read_state_dict
+from sparsednn.formats.state_dict import TensorInfo, TensorSource, read_state_dict
 from sparsednn.network import SparseNetwork
 
-__all__ = ["read"]
+__all__ = ["open_state_dict", "read"]
 
 _OLDEST: Final = (2, 10)
 _HOLDERS: Final = ("state_dict", "model_state_dict", "model")
@@ -67,13 +67,23 @@ def read(
     FormatError, ShapeError, InputError, UsageError
         As for `read_state_dict`.
     """
+    return read_state_dict(open_state_dict(path), options or ReadOptions(), layers=layers)
+
+
+def open_state_dict(path: str | os.PathLike[str]) -> TensorSource:
+    """Open a state dict; its tensors are read when they are asked for, where it can be mapped.
+
+    Raises
+    ------
+    MissingDependencyError, FormatError
+        As for `read`.
+    """
     path = Path(path)
     with reading(path), open(path, "rb") as file:
         # Only the zip container can be mapped; torch raises for its older one.
         mapped = file.read(4) == b"PK\x03\x04"
     torch = _torch(path)
-    state = _state_dict(torch, path, _load(torch, path, mapped))
-    return read_state_dict(_Source(torch, path, state), options or ReadOptions(), layers=layers)
+    return _Source(torch, path, _state_dict(torch, path, _load(torch, path, mapped)))
 
 
 def _torch(path: Path) -> Any:

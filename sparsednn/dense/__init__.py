@@ -1,0 +1,1 @@
+"""The dense CNN path: distributed convolutions, networks, training, and planning."""

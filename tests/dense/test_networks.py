@@ -1,0 +1,480 @@
+"""The networks by name, against the same networks written in PyTorch here.
+
+torchvision is not needed: its networks' structures are written down again below, as
+``torch.nn.Sequential`` and the like, with its names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsednn.dense.graph import OperationGraph
+from sparsednn.dense.initial import initial_parameters
+from sparsednn.dense.networks import NETWORKS, make_network
+from sparsednn.dense.operations import (
+    Add,
+    AveragePool,
+    BatchNorm,
+    Concatenate,
+    Convolution,
+    FullyConnected,
+    Input,
+    MaxPool,
+    Relu,
+)
+from sparsednn.dense.state_dict import to_torch
+from sparsednn.errors import ShapeError, UnknownNameError
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+F = torch.nn.functional
+
+CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
+
+
+def run(graph: OperationGraph, state: dict[str, Any], x: Any, *, training: bool = False) -> Any:
+    """Run a graph by PyTorch's functions, one operation after the other."""
+    outputs: dict[str, Any] = {}
+    for operation in graph:
+        name = operation.name
+        given = [outputs[source] for source in graph.predecessors(name)]
+        own = {key.rpartition(".")[2]: state[key] for key in graph_names(graph, name)}
+        match operation:
+            case Input():
+                y = x
+            case Convolution():
+                y = F.conv2d(
+                    *given, own["weight"], own.get("bias"), operation.stride, operation.padding,
+                    operation.dilation, operation.groups,
+                )  # fmt: skip
+            case FullyConnected():
+                y = F.linear(given[0].flatten(1), own["weight"], own.get("bias"))[..., None, None]
+            case MaxPool():
+                y = F.max_pool2d(
+                    *given, operation.taps, operation.stride, operation.padding,
+                    ceil_mode=operation.ceil_mode,
+                )  # fmt: skip
+            case AveragePool():
+                y = F.avg_pool2d(
+                    *given, operation.taps, operation.stride, operation.padding,
+                    count_include_pad=operation.count_include_pad,
+                )  # fmt: skip
+            case Relu():
+                y = F.relu(*given)
+            case BatchNorm():
+                y = F.batch_norm(
+                    *given, own["running_mean"], own["running_var"], own["weight"], own["bias"],
+                    training, operation.momentum, operation.epsilon,
+                )  # fmt: skip
+            case Add():
+                y = sum(given[1:], given[0])
+            case Concatenate():
+                y = torch.cat(given, dim=1)
+            case _:
+                raise AssertionError(operation)
+        assert tuple(y.shape[1:]) == graph.shape(name), name
+        outputs[name] = y
+    return outputs[graph.output].flatten(1)
+
+
+def graph_names(graph: OperationGraph, name: str) -> list[str]:
+    return [each.name for each in graph.parameters_of(name)]
+
+
+# -- the same networks in PyTorch ------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """Modules by name that run in order, flattened in front of the first Linear."""
+
+    def __init__(self, **modules: Any) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Any) -> Any:
+        for module in self.children():
+            x = module(x.flatten(1) if isinstance(module, nn.Linear) else x)
+        return x
+
+
+def relu() -> Any:
+    return nn.ReLU()
+
+
+def smallcnn() -> Any:
+    return Named(
+        conv1=nn.Conv2d(1, 4, 3, padding=1), r1=relu(),
+        conv2=nn.Conv2d(4, 8, 3, padding=1), r2=relu(), pool=nn.MaxPool2d(2),
+        fc1=nn.Linear(8 * 14 * 14, 128), r3=relu(), fc2=nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+def lenet5() -> Any:
+    return Named(
+        conv1=nn.Conv2d(1, 6, 5, padding=2), r1=relu(), p1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(6, 16, 5), r2=relu(), p2=nn.MaxPool2d(2),
+        fc1=nn.Linear(400, 120), r3=relu(), fc2=nn.Linear(120, 84), r4=relu(),
+        fc3=nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+class Features(nn.Module):
+    """`features` and `classifier`, as AlexNet and VGG have it."""
+
+    def __init__(self, features: list[Any], classifier: list[Any]) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(*classifier)
+
+    def forward(self, x: Any) -> Any:
+        return self.classifier(self.features(x).flatten(1))
+
+
+def alexnet(size: int, classes: int) -> Any:
+    if size >= 64:
+        features = [
+            nn.Conv2d(3, 64, 11, stride=4, padding=2), relu(), nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2), relu(), nn.MaxPool2d(3, 2),
+        ]  # fmt: skip
+    else:
+        features = [
+            nn.Conv2d(3, 64, 3, stride=2, padding=1), relu(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 192, 3, padding=1), relu(), nn.MaxPool2d(2),
+        ]  # fmt: skip
+    for c, k in ((192, 384), (384, 256), (256, 256)):
+        features += [nn.Conv2d(c, k, 3, padding=1), relu()]
+    features += [nn.MaxPool2d(3, 2) if size >= 64 else nn.MaxPool2d(2)]
+    area = {224: 36, 64: 1, 32: 4}[size]
+    return Features(
+        features,
+        [
+            nn.Dropout(), nn.Linear(256 * area, 4096), relu(),
+            nn.Dropout(), nn.Linear(4096, 4096), relu(), nn.Linear(4096, classes),
+        ],
+    )  # fmt: skip
+
+
+def vgg16(size: int, classes: int) -> Any:
+    features: list[Any] = []
+    channels = 3
+    for k in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        if k:
+            features += [nn.Conv2d(channels, k, 3, padding=1), relu()]
+            channels = k
+        else:
+            features.append(nn.MaxPool2d(2, 2))
+    area, drop = (size // 32) ** 2, nn.Dropout
+    if size >= 64:
+        classifier = [
+            nn.Linear(512 * area, 4096), relu(), drop(), nn.Linear(4096, 4096), relu(), drop(),
+            nn.Linear(4096, classes),
+        ]  # fmt: skip
+    else:
+        classifier = [
+            drop(), nn.Linear(512, 512), relu(), drop(), nn.Linear(512, 512), relu(),
+            nn.Linear(512, classes),
+        ]  # fmt: skip
+    return Features(features, classifier)
+
+
+class Block(nn.Module):
+    """torchvision's BasicBlock (`wide` 1) and Bottleneck (`wide` 4)."""
+
+    def __init__(self, c: int, k: int, stride: int, wide: int) -> None:
+        super().__init__()
+        out = k * wide
+        if wide == 1:
+            self.conv1 = nn.Conv2d(c, k, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(k)
+            self.conv2 = nn.Conv2d(k, k, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(k)
+        else:
+            self.conv1 = nn.Conv2d(c, k, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(k)
+            self.conv2 = nn.Conv2d(k, k, 3, stride, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(k)
+            self.conv3 = nn.Conv2d(k, out, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(out)
+        self.wide = wide
+        self.downsample = None
+        if stride != 1 or c != out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(c, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x: Any) -> Any:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.wide > 1:
+            y = self.bn3(self.conv3(F.relu(y)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    def __init__(self, width: int, blocks: Any, wide: int, stem: int, classes: int) -> None:
+        super().__init__()
+        taps = stem
+        self.conv1 = nn.Conv2d(3, width, taps, 2 if taps == 7 else 1, taps // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(3, 2, 1) if taps == 7 else nn.Identity()
+        channels = width
+        self.stages = []
+        for stage, count in enumerate(blocks):
+            layers = []
+            for block in range(count):
+                k = width << stage
+                layers.append(Block(channels, k, 2 if stage and not block else 1, wide))
+                channels = k * wide
+            self.stages.append(f"layer{stage + 1}")
+            self.add_module(self.stages[-1], nn.Sequential(*layers))
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Any) -> Any:
+        x = self.pool(F.relu(self.bn1(self.conv1(x))))
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return self.fc(x.mean((2, 3)))
+
+
+class BasicConv2d(nn.Module):
+    def __init__(self, c: int, k: int, **window: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c, k, bias=False, **window)
+        self.bn = nn.BatchNorm2d(k, eps=0.001)
+
+    def forward(self, x: Any) -> Any:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Inception(nn.Module):
+    def __init__(self, c: int, k1: int, k3a: int, k3: int, k5a: int, k5: int, kp: int) -> None:
+        super().__init__()
+        conv = BasicConv2d
+        self.branch1 = conv(c, k1, kernel_size=1)
+        self.branch2 = nn.Sequential(
+            conv(c, k3a, kernel_size=1), conv(k3a, k3, kernel_size=3, padding=1)
+        )
+        self.branch3 = nn.Sequential(
+            conv(c, k5a, kernel_size=1), conv(k5a, k5, kernel_size=3, padding=1)
+        )
+        self.branch4 = nn.Sequential(
+            nn.MaxPool2d(3, 1, 1, ceil_mode=True), conv(c, kp, kernel_size=1)
+        )
+
+    def forward(self, x: Any) -> Any:
+        branches = self.branch1, self.branch2, self.branch3, self.branch4
+        return torch.cat([branch(x) for branch in branches], 1)
+
+
+class GoogLeNet(nn.Module):
+    def __init__(self, size: int, classes: int) -> None:
+        super().__init__()
+        conv = BasicConv2d
+        if size >= 64:
+            self.conv1 = conv(3, 64, kernel_size=7, stride=2, padding=3)
+            self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+            self.conv2 = conv(64, 64, kernel_size=1)
+            self.conv3 = conv(64, 192, kernel_size=3, padding=1)
+            self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        else:
+            self.conv1 = conv(3, 192, kernel_size=3, padding=1)
+        self.inception3a = Inception(192, 64, 96, 128, 16, 32, 32)
+        self.inception3b = Inception(256, 128, 128, 192, 32, 96, 64)
+        self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.inception4a = Inception(480, 192, 96, 208, 16, 48, 64)
+        self.inception4b = Inception(512, 160, 112, 224, 24, 64, 64)
+        self.inception4c = Inception(512, 128, 128, 256, 24, 64, 64)
+        self.inception4d = Inception(512, 112, 144, 288, 32, 64, 64)
+        self.inception4e = Inception(528, 256, 160, 320, 32, 128, 128)
+        self.maxpool4 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.inception5a = Inception(832, 256, 160, 320, 32, 128, 128)
+        self.inception5b = Inception(832, 384, 192, 384, 48, 128, 128)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(1024, classes)
+
+    def forward(self, x: Any) -> Any:
+        for module in self.children():
+            x = module(x.flatten(1) if isinstance(module, nn.Linear) else x)
+        return x
+
+
+def torch_network(name: str, image: tuple[int, int, int], classes: int) -> Any:
+    size = image[1]
+    stem = 7 if size >= 64 else 3
+    match name:
+        case "smallcnn":
+            return smallcnn()
+        case "lenet5":
+            return lenet5()
+        case "alexnet":
+            return alexnet(size, classes)
+        case "vgg16":
+            return vgg16(size, classes)
+        case "resnet18":
+            return ResNet(64, (2, 2, 2, 2), 1, stem, classes)
+        case "resnet20":
+            return ResNet(16, (3, 3, 3), 1, 3, classes)
+        case "resnet50":
+            return ResNet(64, (3, 4, 6, 3), 4, stem, classes)
+        case "googlenet":
+            return GoogLeNet(size, classes)
+    raise AssertionError(name)
+
+
+LARGE = ("alexnet", "vgg16", "resnet18", "resnet50", "googlenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [(name, None) for name in NETWORKS] + [(name, CIFAR) for name in LARGE],
+)
+def test_parameters_have_pytorchs_names_order_and_shapes(name: str, image: Any) -> None:
+    graph = make_network(name, image)
+    with torch.device("meta"):
+        theirs = torch_network(name, graph.image, graph.classes).state_dict()
+    expected = {
+        key: tuple(value.shape)
+        for key, value in theirs.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert {key: each.torch_shape for key, each in graph.parameters.items()} == expected
+    if name not in ("resnet18", "resnet20", "resnet50"):
+        assert list(graph.parameters) == list(expected)
+
+
+def state_of(net: Any, seed: int) -> dict[str, Any]:
+    """The state of a network, in which the statistics of batch normalisation are random, too."""
+    numbers = torch.Generator().manual_seed(seed)
+    state = net.state_dict()
+    for key, value in state.items():
+        # Vectors of batch normalisation: in these networks, all that are no biases of products.
+        if value.ndim == 1 and any(part in key for part in ("bn", "downsample.1")):
+            value.copy_(0.5 + torch.rand(value.shape, generator=numbers, dtype=value.dtype))
+    return dict(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("smallcnn", (1, 28, 28)), ("lenet5", (1, 28, 28)), ("resnet20", CIFAR),
+        ("resnet20", (3, 9, 9)),
+        *((name, CIFAR) for name in LARGE),
+        *((name, (3, 64, 64)) for name in LARGE),
+        ("googlenet", (3, 75, 75)), ("resnet18", (3, 71, 71)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_outputs_equal_pytorchs(name: str, image: Any, training: bool) -> None:
+    torch.manual_seed(3)
+    graph = make_network(name, image, 10)
+    with torch.no_grad():
+        net = torch_network(name, image, 10).double()
+        state = {key: value.clone() for key, value in state_of(net, 5).items()}
+        x = torch.randn(2, *image, dtype=torch.float64)
+        net.train(training)
+        for module in net.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        expected = net(x)
+        found = run(graph, state, x, training=training)
+    scale = float(expected.abs().max())
+    assert scale > 0
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-10 * scale)
+    assert float((found[0] - found[1]).abs().max()) > 1e-9 * scale, "a net that sees nothing"
+
+
+@pytest.mark.parametrize("name", ["smallcnn", "lenet5", "resnet20"])
+def test_our_initial_parameters_load_into_pytorch_strictly(name: str) -> None:
+    graph = make_network(name)
+    arrays = initial_parameters(graph, seed=4)
+    net = torch_network(name, graph.image, graph.classes)
+    state = {key: torch.from_numpy(each) for key, each in to_torch(graph, arrays).items()}
+    net.load_state_dict(state, strict=True)
+    net.eval()
+    x = torch.randn(3, *graph.image)
+    with torch.no_grad():
+        expected = net(x)
+        found = run(graph, state, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    counted = sum(each.numel() for each in net.parameters())
+    assert counted == graph.trained_words
+    # He's rule keeps the size of activations: logits neither vanish nor explode.
+    assert 0.05 < float(expected.std()) < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("smallcnn", 202_458),
+        ("lenet5", 61_706),
+        ("alexnet", 61_100_840),
+        ("vgg16", 138_357_544),
+        ("resnet18", 11_689_512),
+        ("resnet20", 272_474),
+        ("resnet50", 25_557_032),
+        ("googlenet", 6_624_904),
+    ],
+)
+def test_known_totals_of_parameters(name: str, parameters: int) -> None:
+    assert make_network(name).trained_words == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"),
+    [
+        ("alexnet", 0.71), ("vgg16", 15.47), ("resnet18", 1.81), ("resnet50", 4.09),
+        ("googlenet", 1.50), ("resnet20", 0.041),
+    ],
+)  # fmt: skip
+def test_known_totals_of_multiply_adds(name: str, giga: float) -> None:
+    graph = make_network(name)
+    products = sum(
+        row["forward_flops"]
+        for row in graph.describe()
+        if row["kind"] in ("convolution", "fully_connected")
+    )
+    assert round(products / 2e9, 3 if giga < 0.1 else 2) == giga
+    assert graph.forward_flops() > products
+
+
+def test_a_last_pooling_window_that_is_not_full_counts_in_googlenet() -> None:
+    graph = make_network("googlenet")
+    sizes = [graph.shape(f"maxpool{number}")[1] for number in (1, 2, 3, 4)]
+    assert sizes == [56, 28, 14, 7]
+    pool = graph.operation("maxpool1")
+    assert isinstance(pool, MaxPool)
+    assert pool.pads(graph.shape("conv1.relu")) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["smallcnn", "lenet5", "resnet18", "resnet20", "googlenet"])
+@pytest.mark.parametrize("image", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 11, 17)])
+def test_small_images(name: str, image: tuple[int, int, int]) -> None:
+    graph = make_network(name, image, classes=7)
+    assert graph.image == image
+    assert graph.shape(graph.output) == (7, 1, 1)
+    assert graph.name == name
+
+
+def test_the_usual_sizes() -> None:
+    assert make_network("resnet50").image == IMAGENET
+    assert make_network("resnet50").classes == 1000
+    assert make_network("resnet50", CIFAR).classes == 10
+    assert make_network("resnet50", CIFAR, classes=100).classes == 100
+    assert make_network("resnet50", (3, 96, 96)).classes == 1000
+    assert make_network("resnet20").image == CIFAR
+    assert make_network("lenet5").image == (1, 28, 28)
+
+
+def test_names_and_sizes_that_do_not_work() -> None:
+    with pytest.raises(UnknownNameError, match=r"'resnet51' is unknown: known are smallcnn, .*net"):
+        make_network("resnet51")
+    with pytest.raises(ShapeError, match=r"^images of 3×8×8 are too small for vgg16: operation "):
+        make_network("vgg16", (3, 8, 8))
+    with pytest.raises(ShapeError, match=r"^images of 1×3×30 are too small for lenet5: operation "):
+        make_network("lenet5", (1, 3, 30))
+    for image, classes in (((3, 0, 8), 10), ((3, 8), 10), ((3, 8, 8), 0)):
+        with pytest.raises(ShapeError, match="all positive"):
+            make_network("resnet20", image, classes)  # type: ignore[arg-type]
