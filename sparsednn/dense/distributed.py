@@ -43,12 +43,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsednn.comm.pending import Pending
+from sparsednn.comm.staged import StagedPending
 from sparsednn.dense.distribution import Distribution, share_of
 from sparsednn.dense.grids import GATHER, REPLICATE, STREAM, B, C, H, K, W
-from sparsednn.dense.moves import Move
+from sparsednn.dense.local.base import Array
+from sparsednn.dense.moves import Move, contiguous
 from sparsednn.dense.pool import GridPool
 from sparsednn.errors import ShapeError
 
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
     from sparsednn.dense.local.base import LocalBackend
 
 __all__ = ["DistributedConvolution"]
-
-Array = NDArray[Any]
 
 
 class DistributedConvolution:
@@ -106,9 +105,10 @@ class DistributedConvolution:
         )
         self._local, self.dtype, self._layer = local, np.dtype(dtype), layer
         self._has_bias, self._input_gradient = has_bias, input_gradient
-        grid = pool.grid(distribution.grid)
-        self._own = share_of(distribution, grid.coordinates)
-        self._row, self._column, self._layers = grid.along(K), grid.along(B, H, W), grid.along(C)
+        grid = distribution.grid
+        self._own = share_of(distribution, pool.grid(grid).coordinates)
+        self._row, self._column = pool.along(grid, K), pool.along(grid, B, H, W)
+        self._layers = pool.along(grid, C)
         rank = pool.world.rank
         self.kernel_shape = distribution.kernel.block(rank).shape
         self.bias_shape = distribution.bias.block(rank).shape if has_bias else (0,)
@@ -116,7 +116,7 @@ class DistributedConvolution:
         self._halo = Move(
             pool.world, distribution.input, distribution.extended, dtype,
             layer=layer, verb="halo", tag=4 * (layer % 8000), overlapping=True,
-            adjoint=input_gradient,
+            adjoint=input_gradient, copies=pool.copies,
         )  # fmt: skip
         self._geometry: dict[str, Any] = {
             "stride": self.shape.stride,
@@ -127,7 +127,7 @@ class DistributedConvolution:
         self._pieces = self._own.pieces()
         self._panels: list[list[Array]] = []
         self._saved: tuple[Array, ...] = ()
-        self._pending: list[Pending] = []
+        self._pending: list[Pending | StagedPending] = []
 
     # Forward --------------------------------------------------------------------------------
 
@@ -167,9 +167,8 @@ class DistributedConvolution:
         return parameters[:size].reshape(self.kernel_shape), parameters[size:]
 
     def _convolve(self, x: Array, kernel: Array) -> Array:
-        own = self._own
         if not x.size or not kernel.size:  # nothing to sum, or nothing to compute
-            return np.zeros((own.images, own.groups * own.filters, *own.output), self.dtype)
+            return self._zeros()
         y: Array = self._local.convolution(x, kernel, **self._geometry)
         return y
 
@@ -182,9 +181,14 @@ class DistributedConvolution:
             else:
                 result += part
         if result is None:  # this c-layer has no channels
-            own = self._own
-            result = np.zeros((own.images, own.groups * own.filters, *own.output), self.dtype)
+            result = self._zeros()
         return result
+
+    def _zeros(self) -> Array:
+        """The output of this rank's block where nothing is added up."""
+        own = self._own
+        shape = own.images, own.groups * own.filters, *own.output
+        return self._local.zeros(shape, self.dtype)
 
     # Panels ---------------------------------------------------------------------------------
 
@@ -209,14 +213,14 @@ class DistributedConvolution:
 
     def _bring(
         self, index: int, x: Array, kernel: Array, with_kernel: bool
-    ) -> tuple[Array, Array, list[Pending]]:
+    ) -> tuple[Array, Array, list[Pending | StagedPending]]:
         first, last, owner, holder = self._pieces[index]
         own = self._own
         pending = []
         shape = own.images, own.groups, last - first, *own.extended
         mine = slice(first - own.inputs[owner], last - own.inputs[owner])
         if self._row.size == 1:
-            xs = np.ascontiguousarray(self._grouped_input(x)[:, :, mine])
+            xs = contiguous(self._grouped_input(x)[:, :, mine])
         else:
             xs = self._panel(index, 0, shape)
             if self._row.rank == owner:
@@ -224,7 +228,7 @@ class DistributedConvolution:
             pending.append(self._row.start_broadcast(xs, owner, layer=self._layer))
         mine = slice(first - own.kernels[holder], last - own.kernels[holder])
         if self._column.size == 1 and with_kernel:
-            ks = np.ascontiguousarray(kernel[:, mine])
+            ks = contiguous(kernel[:, mine])
         else:
             ks = self._panel(index, 1, (kernel.shape[0], last - first, *self.shape.taps))
             if with_kernel and self._column.rank == holder:
@@ -242,7 +246,9 @@ class DistributedConvolution:
                 most * own.images * own.groups * own.extended[0] * own.extended[1],
                 most * own.groups * own.filters * self.shape.taps[0] * self.shape.taps[1],
             )
-            self._panels = [[np.empty(one, self.dtype) for one in sizes] for _ in range(2)]
+            self._panels = [
+                [self._local.empty((one,), self.dtype) for one in sizes] for _ in range(2)
+            ]
         return self._panels[index % 2][which][: math.prod(shape)].reshape(shape)
 
     def _grouped_input(self, x: Array) -> Array:
@@ -258,9 +264,9 @@ class DistributedConvolution:
             return x
         per_channel = own.images * own.groups * own.extended[0] * own.extended[1]
         counts = [per_channel * (b - a) for a, b in pairwise(own.inputs)]
-        flat = self._row.allgather(np.ascontiguousarray(x), counts, layer=self._layer)
+        flat = self._row.allgather(contiguous(x), counts, layer=self._layer)
         channels = own.channels[1] - own.channels[0]
-        whole = np.empty((own.images, own.groups, channels, *own.extended), self.dtype)
+        whole = self._local.empty((own.images, own.groups, channels, *own.extended), self.dtype)
         _unpack(flat, whole, own.inputs, axis=2)
         return whole.reshape(own.images, own.groups * channels, *own.extended)
 
@@ -270,9 +276,11 @@ class DistributedConvolution:
             return kernel
         per_channel = own.groups * own.filters * math.prod(self.shape.taps)
         counts = [per_channel * (b - a) for a, b in pairwise(own.kernels)]
-        flat = self._column.allgather(np.ascontiguousarray(kernel), counts, layer=self._layer)
+        flat = self._column.allgather(contiguous(kernel), counts, layer=self._layer)
         channels = own.channels[1] - own.channels[0]
-        whole = np.empty((own.groups * own.filters, channels, *self.shape.taps), self.dtype)
+        whole = self._local.empty(
+            (own.groups * own.filters, channels, *self.shape.taps), self.dtype
+        )
         _unpack(flat, whole, own.kernels, axis=1)
         return whole
 
@@ -285,7 +293,7 @@ class DistributedConvolution:
         mine = self._layers.reduce_scatter(flat, counts, layer=self._layer)
         at = self._layers.rank
         filters = own.outputs[at + 1] - own.outputs[at]
-        return np.asarray(mine).reshape(own.images, own.groups * filters, *own.output)
+        return mine.reshape(own.images, own.groups * filters, *own.output)
 
     def _gather_output(self, dy: Array) -> Array:
         own = self._own
@@ -293,8 +301,8 @@ class DistributedConvolution:
             return dy
         per_filter = own.images * own.groups * own.output[0] * own.output[1]
         counts = [per_filter * (b - a) for a, b in pairwise(own.outputs)]
-        flat = self._layers.allgather(np.ascontiguousarray(dy), counts, layer=self._layer)
-        whole = np.empty((own.images, own.groups, own.filters, *own.output), self.dtype)
+        flat = self._layers.allgather(contiguous(dy), counts, layer=self._layer)
+        whole = self._local.empty((own.images, own.groups, own.filters, *own.output), self.dtype)
         _unpack(flat, whole, own.outputs, axis=2)
         return whole.reshape(own.images, own.groups * own.filters, *own.output)
 
@@ -347,7 +355,7 @@ class DistributedConvolution:
         if self.mode == GATHER and self._column.size > 1:
             flat, counts = _packed(dk, own.kernels, axis=1)
             mine = self._column.reduce_scatter(flat, counts, layer=self._layer)
-            d_kernel[...] = np.asarray(mine).reshape(d_kernel.shape)
+            d_kernel[...] = mine.reshape(d_kernel.shape)
         else:
             d_kernel[...] = dk
         if dx is None or self.mode == REPLICATE or self._row.size == 1:
@@ -356,12 +364,12 @@ class DistributedConvolution:
         mine = self._row.reduce_scatter(flat, counts, layer=self._layer)
         at = self._row.rank
         channels = own.inputs[at + 1] - own.inputs[at]
-        return np.asarray(mine).reshape(own.images, own.groups * channels, *own.extended)
+        return mine.reshape(own.images, own.groups * channels, *own.extended)
 
     def _stream_back(self, dy: Array, kernel: Array, d_kernel: Array) -> Array | None:
         own = self._own
         (x,) = self._saved
-        dx = np.empty(x.shape, x.dtype) if self._input_gradient else None
+        dx = np.empty_like(x) if self._input_gradient else None
         under_way: list[_Reduction] = []
         for (first, last, owner, holder), xs, ks in self._brought(
             x, kernel, with_kernel=self._input_gradient
@@ -405,7 +413,7 @@ class _Reduction:
     """A sum on its way to its owner, who puts it where it belongs."""
 
     def __init__(self, comm: Any, part: Array, owner: int, into: Array | None, layer: int) -> None:
-        self._part = np.ascontiguousarray(part)
+        self._part = contiguous(part)
         self._into = into
         self._pending = comm.start_reduce(self._part, owner, layer=layer) if comm.size > 1 else None
 

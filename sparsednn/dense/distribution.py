@@ -110,10 +110,12 @@ class Distribution:
 
 def halo_intervals(outputs: NDArray[np.int64], size: int, window: Window) -> NDArray[np.int64]:
     """Return ``(ranks, 1, 2)``: which inputs, of `size`, each rank's interval of outputs reads."""
-    needed = np.array(
-        [window.needed(int(first), int(last)) for first, last in outputs[:, 0, :]], np.int64
-    )
-    return np.clip(needed, 0, size)[:, None, :].reshape(-1, 1, 2)
+    first, last = outputs[:, 0, 0], outputs[:, 0, 1]
+    low = first * window.stride - window.before
+    # As Window.needed, for all at once.
+    high = (last - 1) * window.stride - window.before + window.dilation * (window.taps - 1) + 1
+    needed = np.where((first < last)[:, None], np.stack([low, high], axis=1), 0)
+    return np.clip(needed, 0, size)[:, None, :]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,12 @@ from sparsednn.dense.operations import (
     Operation,
     Pool,
     Relu,
+    Shape,
 )
 from sparsednn.dense.volume import Volume, convolution_volume, halo_words
 from sparsednn.errors import UsageError
 
-__all__ = ["Flow", "Held", "Step", "logits_layout", "make_flow", "products"]
+__all__ = ["Flow", "Held", "Step", "entry", "follow", "logits_layout", "make_flow", "products"]
 
 _Words = NDArray[np.int64]
 
@@ -235,7 +236,7 @@ def make_flow(
             parameter.trained for parameter in graph.parameters_of(name)
         )
         if isinstance(operation, Input):
-            step = Step(operation, (), (), (), _entry(graph, images, placements, names, ranks))
+            step = Step(operation, (), (), (), entry(graph, images, placements, ranks))
         elif isinstance(operation, (Convolution, FullyConnected)):
             shape = operation.geometry(images, graph.input_shapes(name)[0])
             distribution = Distribution.of(shape, placements[name])
@@ -243,27 +244,47 @@ def make_flow(
                 operation, inputs, sources, (distribution.input,),
                 Held(distribution.grid, distribution.output), distribution,
             )  # fmt: skip
-        elif isinstance(operation, Pool):
-            step = _pooling(operation, inputs, sources[0], graph.shape(name))
-        elif isinstance(operation, Concatenate):
-            step = _concatenation(operation, inputs, sources)
-        elif isinstance(operation, (Add, BatchNorm, Relu)):
-            first = sources[0]
-            step = Step(operation, inputs, sources, (first.layout,) * len(sources), first)
         else:
-            raise UsageError(f"network {graph.name}: {operation} cannot be placed on ranks")
+            step = follow(operation, inputs, sources, graph.shape(name))
         steps[name] = replace(step, input_gradient=input_gradient)
     return Flow(images, steps, logits_layout(images, graph.classes, ranks))
 
 
-def _entry(
-    graph: OperationGraph,
-    images: int,
-    placements: Mapping[str, Placement],
-    names: list[str],
-    ranks: int,
+def follow(
+    operation: Operation, inputs: tuple[str, ...], sources: tuple[Held, ...], shape: Shape
+) -> Step:
+    """Return the step of an operation that lies as its inputs do: all but products and the input.
+
+    Parameters
+    ----------
+    operation, inputs, sources
+        As in `Step`.
+    shape
+        Of its output, for one image.
+
+    Raises
+    ------
+    UsageError
+        If it is of a kind that does not.
+    """
+    if isinstance(operation, Pool):
+        return _pooling(operation, inputs, sources[0], shape)
+    if isinstance(operation, Concatenate):
+        return _concatenation(operation, inputs, sources)
+    if isinstance(operation, (Add, BatchNorm, Relu)):
+        first = sources[0]
+        return Step(operation, inputs, sources, (first.layout,) * len(sources), first)
+    raise UsageError(f"{operation} cannot be placed on ranks")
+
+
+def entry(
+    graph: OperationGraph, images: int, placements: Mapping[str, Placement], ranks: int
 ) -> Held:
-    """Where the images come in: as the first product that reads them wants them."""
+    """Return how the images come in: as the first product that reads them wants them.
+
+    Of `placements` only that product's is looked at (of the first product, where none reads them).
+    """
+    names = products(graph)
     readers = [name for name in names if graph.predecessors(name) == (graph.input,)]
     if readers:
         operation = graph.operation(readers[0])

@@ -42,6 +42,7 @@ from sparsednn.dense.operations import (
 )
 from sparsednn.dense.parameters import ParameterStore
 from sparsednn.dense.pool import GridPool
+from sparsednn.dense.stopwatch import Stopwatch
 from sparsednn.training.losses import Score
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ class DenseModel:
     ----------
     parameters
         This rank's tiles.
+    watch
+        Times all operations; phases are ``forward``, ``backward``, and ``gradients`` for the wait
+        until sums over ranks are complete.
 
     Raises
     ------
@@ -95,13 +99,16 @@ class DenseModel:
         seed: int = 0,
     ) -> None:
         self.world, self.graph, self.placements = world, graph, dict(placements)
-        self.setting = Setting(GridPool(world), local, np.dtype(dtype))
+        copies = local if local.on_device else None
+        self.setting = Setting(GridPool(world, copies), local, np.dtype(dtype))
+        self.watch = Stopwatch()
         self._batches: dict[int, PlacedBatch] = {}
         flow = make_flow(graph, 1, self.placements, world.size)
         self.parameters = ParameterStore(
             world,
             [parameter_tiles(step, graph.parameters_of(name)) for name, step in flow.steps.items()],
             self.setting.dtype,
+            local,
         )
         self.parameters.fill(
             lambda name, block: initial_block(graph, name, block, seed=seed, dtype=dtype)
@@ -178,12 +185,13 @@ class PlacedBatch:
         Parameters
         ----------
         x
-            This rank's block `input` of the images.
+            This rank's block `input` of the images, of the host.
         training
             Whether `backward` follows.
         """
-        store = self._model.parameters
-        outputs: dict[str, Array] = {self._names[0]: x}
+        store, watch = self._model.parameters, self._model.watch
+        watch.start()
+        outputs: dict[str, Array] = {self._names[0]: self._model.setting.local.from_host(x)}
         readers = {name: self._reads(self._model.graph, name) for name in self._names}
         for number, placed in enumerate(self._operations, 1):
             step = placed.step
@@ -197,7 +205,10 @@ class PlacedBatch:
                 readers[source] -= 1
                 if not readers[source]:
                     del outputs[source]
-        return self._loss.logits(outputs[self._names[-1]])
+            watch.lap("forward", self._names[number])
+        logits = self._loss.logits(outputs[self._names[-1]])
+        watch.lap("forward", "loss")
+        return logits
 
     def score(self, logits: Array, labels: NDArray[np.int64]) -> tuple[Score, Array]:
         """Return this rank's share of the loss, and its gradient; see `layers.loss`."""
@@ -211,8 +222,10 @@ class PlacedBatch:
         gradient
             Of the logits, as `forward` gave them.
         """
-        store = self._model.parameters
+        store, watch = self._model.parameters, self._model.watch
+        watch.start()
         gradients: dict[str, Array] = {self._names[-1]: self._loss.gradient(gradient)}
+        watch.lap("backward", "loss")
         owned: set[str] = set()
         for number in range(len(self._operations), 0, -1):
             placed, name = self._operations[number - 1], self._names[number]
@@ -228,8 +241,10 @@ class PlacedBatch:
                 else:
                     gradients[source] = gradients[source] + one
                     owned.add(source)
-        for placed in self._operations:
+            watch.lap("backward", name)
+        for name, placed in zip(self._names[1:], self._operations, strict=True):
             placed.finish()
+            watch.lap("gradients", name)
 
     def free(self) -> None:
         """Free the messages (the communicators belong to the model)."""

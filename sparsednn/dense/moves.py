@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from sparsednn.comm.communicator import Communicator
 from sparsednn.comm.neighbours import NeighbourExchange
+from sparsednn.comm.staged import HostCopies
 from sparsednn.dense.layout import Layout, overlaps
 from sparsednn.errors import ShapeError
 
-__all__ = ["Move", "moved_words"]
+__all__ = ["Move", "contiguous", "moved_words"]
 
 _Boxes = list[tuple[slice, ...]]
 _Slices = tuple[slice, ...]
@@ -51,6 +52,8 @@ class Move:
     overlapping
         Whether an element may be needed by several ranks, or by none, as with halos; if not,
         `needed` is a division of the whole tensor, too.
+    copies
+        Copies arrays to the host and back, if they are not there; messages are.
 
     Attributes
     ----------
@@ -72,6 +75,7 @@ class Move:
         tag: int = 0,
         adjoint: bool = True,
         overlapping: bool = False,
+        copies: HostCopies | None = None,
     ) -> None:
         if owned.shape != needed.shape or not owned.ranks == needed.ranks == world.size:
             raise ShapeError(
@@ -80,7 +84,7 @@ class Move:
             )
         me = world.rank
         self._own_block, self._need_block = owned.block(me), needed.block(me)
-        self.dtype = np.dtype(dtype)
+        self.dtype, self._copies = np.dtype(dtype), copies
         self.unchanged = owned.same_as(needed)
         self.needs_messages = not np.array_equal(needed.common(owned), needed.sizes())
         self._exact = not overlapping
@@ -97,8 +101,8 @@ class Move:
                 got = [need for need, _ in overlaps(self._need_block, owned.block(rank))]
                 outgoing.update({rank: sent} if sent else {})
                 incoming.update({rank: got} if got else {})
-        self._sends = _Packed(outgoing, self._own_block.shape, self.dtype)
-        self._receives = _Packed(incoming, self._need_block.shape, self.dtype)
+        self._sends = _Packed(outgoing, self.dtype, copies)
+        self._receives = _Packed(incoming, self.dtype, copies)
         if self.needs_messages:
             out, into = self._sends.buffers, self._receives.buffers
             self._exchanges.append(
@@ -123,7 +127,7 @@ class Move:
         if self._exchanges:
             self._sends.pack(array)
             self._exchanges[0].start()
-        result = np.empty(self._need_block.shape, self.dtype)
+        result = np.empty_like(array, shape=self._need_block.shape)
         for own, need in self._kept:
             result[need] = array[own]
         if self._exchanges:
@@ -145,7 +149,8 @@ class Move:
             self._receives.pack(array)
             self._exchanges[1].start()
         # Where everything is needed once, there is nothing to add to.
-        result = (np.empty if self._exact else np.zeros)(self._own_block.shape, self.dtype)
+        like = np.empty_like if self._exact else np.zeros_like
+        result = like(array, shape=self._own_block.shape)
         for own, need in self._kept:
             result[own] = array[need]
         if self._exchanges:
@@ -168,7 +173,8 @@ class Move:
 class _Packed:
     """Boxes of a local array, for each other rank one after the other in a buffer of its own."""
 
-    def __init__(self, boxes: dict[int, _Boxes], shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, boxes: dict[int, _Boxes], dtype: Any, copies: HostCopies | None) -> None:
+        self._copies = copies
         self.buffers: dict[int, NDArray[Any]] = {}
         self._views: list[tuple[_Slices, NDArray[Any]]] = []
         for rank, some in boxes.items():
@@ -182,14 +188,16 @@ class _Packed:
 
     def pack(self, array: NDArray[Any]) -> None:
         for box, view in self._views:
-            view[...] = array[box]
+            part = array[box]
+            view[...] = part if self._copies is None else self._copies.to_host(part)
 
     def unpack(self, array: NDArray[Any], *, add: bool = False) -> None:
         for box, view in self._views:
+            part = view if self._copies is None else self._copies.from_host(view)
             if add:
-                array[box] += view
+                array[box] += part
             else:
-                array[box] = view
+                array[box] = part
 
 
 def moved_words(owned: Layout, needed: Layout) -> NDArray[np.int64]:
@@ -199,3 +207,8 @@ def moved_words(owned: Layout, needed: Layout) -> NDArray[np.int64]:
     leaves it, but for what it needs itself. Halos are counted by `volume`.
     """
     return owned.sizes() - owned.common(needed)
+
+
+def contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array itself, or a C-contiguous copy, of NumPy's or another library's arrays."""
+    return array if array.flags.c_contiguous else array.copy()

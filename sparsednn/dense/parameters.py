@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,14 @@ from numpy.typing import NDArray
 from sparsednn.comm.communicator import Communicator
 from sparsednn.dense.layers.base import ParameterTile
 from sparsednn.dense.layout import Layout
+from sparsednn.dense.local.base import Array
+
+if TYPE_CHECKING:
+    from sparsednn.dense.local.base import LocalBackend
 
 __all__ = ["Block", "ParameterStore", "first_owners"]
 
-Array = NDArray[Any]
+
 Block = Sequence[NDArray[np.int64]]
 
 
@@ -53,6 +57,8 @@ class ParameterStore:
         For each operation its parameters, in their order; trained ones stand after each other.
     dtype
         Of all arrays.
+    local
+        Whose arrays these are; what goes in and out by name is the host's.
 
     Attributes
     ----------
@@ -63,9 +69,13 @@ class ParameterStore:
     """
 
     def __init__(
-        self, world: Communicator, tiles: Sequence[Sequence[ParameterTile]], dtype: Any
+        self,
+        world: Communicator,
+        tiles: Sequence[Sequence[ParameterTile]],
+        dtype: Any,
+        local: LocalBackend,
     ) -> None:
-        self._world = world
+        self._world, self._local = world, local
         self._places: dict[bool, list[_Place]] = {True: [], False: []}
         sizes = {True: 0, False: 0}
         self._spans: list[dict[bool, slice]] = []
@@ -79,9 +89,9 @@ class ParameterStore:
                 mine = bool(first_owners(tile.layout)[world.rank])
                 self._places[trained].append(_Place(tile, shape, first, sizes[trained], mine))
             self._spans.append({kind: slice(starts[kind], sizes[kind]) for kind in (True, False)})
-        self.theta = np.zeros(sizes[True], dtype)
-        self.gradient = np.zeros(sizes[True], dtype)
-        self.buffers = np.zeros(sizes[False], dtype)
+        self.theta: Array = local.zeros((sizes[True],), dtype)
+        self.gradient: Array = local.zeros((sizes[True],), dtype)
+        self.buffers: Array = local.zeros((sizes[False],), dtype)
         self._mine = self._own_spans()
 
     def span(self, operation: int, *, trained: bool = True) -> slice:
@@ -102,7 +112,7 @@ class ParameterStore:
             if place.first < place.last:
                 block = place.tile.layout.block(self._world.rank).indices()
                 values = source(place.tile.parameter.name, block)
-                flat[place.first : place.last] = values.reshape(-1)
+                flat[place.first : place.last] = self._local.from_host(values.reshape(-1))
 
     def tiles(self, *, trained: bool = True) -> Iterator[tuple[str, Array]]:
         """Yield name and view of this rank's tile of each parameter."""
@@ -125,7 +135,8 @@ class ParameterStore:
         """Return the Euclidean norm of all of an array that is like `theta`; collective."""
         total = np.zeros(1)
         for span in self._mine:
-            total += np.dot(flat[span].astype(np.float64), flat[span].astype(np.float64))
+            part = self._local.to_host(flat[span]).astype(np.float64)
+            total += np.dot(part, part)
         self._world.allreduce(total, verb="norm")
         return float(np.sqrt(total[0]))
 
@@ -135,13 +146,14 @@ class ParameterStore:
         None on the others. Collective: one message from each rank.
         """
         places = self._places[trained]
-        parts = [flat[place.first : place.last] for place in places if place.mine]
-        mine = np.concatenate(parts) if parts else flat[:0]
+        host = self._local.to_host(flat)
+        parts = [host[place.first : place.last] for place in places if place.mine]
+        mine = np.concatenate(parts) if parts else host[:0]
         gathered = self._world.gather(np.ascontiguousarray(mine))
         if gathered is None:
             return None
         whole = {
-            place.tile.parameter.name: np.empty(place.tile.parameter.shape, flat.dtype)
+            place.tile.parameter.name: np.empty(place.tile.parameter.shape, host.dtype)
             for place in places
         }
         for rank, numbers in enumerate(gathered):

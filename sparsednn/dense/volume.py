@@ -48,7 +48,7 @@ from sparsednn.dense.distribution import Distribution
 from sparsednn.dense.grids import GATHER, REPLICATE, B, C, G, H, K, W
 from sparsednn.dense.layout import Layout
 
-__all__ = ["Volume", "convolution_volume", "halo_words"]
+__all__ = ["Sizes", "Volume", "convolution_volume", "halo_words"]
 
 _Words = NDArray[np.int64]
 
@@ -85,7 +85,7 @@ def convolution_volume(
     has_bias, input_gradient
         As for `distributed.DistributedConvolution`.
     """
-    sizes = _Sizes(distribution)
+    sizes = Sizes(distribution)
     halo, halo_back = halo_words(distribution.input, distribution.extended, sizes.grid)
     forward, backward = {"halo": halo}, {}
     if input_gradient:
@@ -150,8 +150,18 @@ def _allreduce(words: _Words, ranks: int) -> _Words:
     return -(-2 * words * (ranks - 1) // ranks)
 
 
-class _Sizes:
-    """Words of what each rank computes with and of its own parts of that; ranks along the axes."""
+class Sizes:
+    """Words of what each rank computes with and of its own parts of that; ranks along the axes.
+
+    Attributes
+    ----------
+    row, column, layers
+        Ranks that share the input, the kernel, and the sums of an output.
+    input, kernel, output
+        ``(ranks,)``: X, K and Y above.
+    own_input, own_kernel, own_output, next_input, next_kernel
+        ``(ranks,)``: X_i, K_i and Y_i; X_{i+1} and K_{i+1}.
+    """
 
     def __init__(self, distribution: Distribution) -> None:
         shape, grid = distribution.shape, distribution.grid

@@ -139,7 +139,7 @@ class SGD:
     ) -> None:
         """Do one step; see `Optimizer.update`."""
         kept = _checked(self, theta, gradient, slots, step, threads)
-        if theta.dtype != np.float32:
+        if not _compiled_takes(theta):
             self._update_in_numpy(theta, gradient, kept, rate=rate, scale=scale)
             return
         from sparsednn.kernels.updates import momentum_sgd, plain_sgd
@@ -230,7 +230,7 @@ class Adam:
         kept = _checked(self, theta, gradient, slots, step, threads)
         size = rate / (1 - self.beta1**step)
         correction = math.sqrt(1 - self.beta2**step)
-        if theta.dtype != np.float32:
+        if not _compiled_takes(theta):
             self._update_in_numpy(
                 theta, gradient, kept, size=size, correction=correction, scale=scale
             )
@@ -325,6 +325,11 @@ def check_rate(rate: float) -> float:
     """
     _check_positive("--lr", rate)
     return rate
+
+
+def _compiled_takes(theta: _Floats) -> bool:
+    """Whether the compiled loops can: others are float64, or on a device (then CuPy's ufuncs)."""
+    return theta.dtype == np.float32 and isinstance(theta, np.ndarray)
 
 
 def _check_fraction(option: str, value: float) -> None:

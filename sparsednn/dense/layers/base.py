@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsednn.dense.flow import Step
+from sparsednn.dense.local.base import Array
 from sparsednn.dense.moves import Move
 from sparsednn.dense.operations import Parameter
 from sparsednn.dense.pool import GridPool
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from sparsednn.dense.local.base import LocalBackend
 
 __all__ = ["Array", "ParameterTile", "PlacedOperation", "Setting", "parameter_tiles"]
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +91,7 @@ class PlacedOperation(abc.ABC):
             Move(
                 setting.pool.world, source.layout, need, setting.dtype, layer=number, verb=verb,
                 tag=_tag(number, index), adjoint=step.input_gradient, overlapping=step.halo,
+                copies=setting.pool.copies,
             )
             for index, (source, need) in enumerate(zip(step.sources, step.needs, strict=True))
         ]  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsednn.dense.flow import Step
 from sparsednn.dense.layers.base import Array, PlacedOperation, Setting
+from sparsednn.dense.moves import contiguous
 
 __all__ = ["Addition", "Concatenation", "Rectifier"]
 
@@ -76,7 +77,7 @@ class Concatenation(PlacedOperation):
     def _backward(self, dy: Array, parameters: Array, gradient: Array) -> list[Array | None]:
         if not self.step.input_gradient:
             return [None] * len(self.step.inputs)
-        return [np.ascontiguousarray(dy[:, first:last]) for first, last in pairwise(self._cuts)]
+        return [contiguous(dy[:, first:last]) for first, last in pairwise(self._cuts)]
 
     def forget(self) -> None:
         """Nothing is kept."""

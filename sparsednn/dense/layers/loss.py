@@ -38,17 +38,23 @@ class SoftmaxCrossEntropy:
     """
 
     def __init__(self, setting: Setting, flow: Flow, number: int) -> None:
-        world = setting.pool.world
+        world, self._local = setting.pool.world, setting.local
         last = next(reversed(flow.steps.values()))
         self._move = Move(
-            world, last.output.layout, flow.logits, setting.dtype, layer=number, tag=0
+            world,
+            last.output.layout,
+            flow.logits,
+            setting.dtype,
+            layer=number,
+            tag=0,
+            copies=setting.pool.copies,
         )
         first, stop = flow.logits.intervals[0][world.rank, 0].tolist()
         self.images: tuple[int, int] = (first, stop)
 
     def logits(self, tile: Array) -> Array:
-        """Return ``(images of this rank, classes)``; collective."""
-        brought = self._move.forward(tile)
+        """Return ``(images of this rank, classes)``, on the host; collective."""
+        brought = self._local.to_host(self._move.forward(tile))
         return brought.reshape(brought.shape[:2])
 
     def score(self, logits: Array, labels: NDArray[np.int64]) -> tuple[Score, Array]:
@@ -76,7 +82,8 @@ class SoftmaxCrossEntropy:
     def gradient(self, gradient: Array) -> Array:
         """Bring the gradient of the logits to where these lie; collective."""
         shape: Any = (*gradient.shape, 1, 1)
-        return self._move.backward(np.ascontiguousarray(gradient).reshape(shape))
+        there = np.ascontiguousarray(gradient).reshape(shape)
+        return self._move.backward(self._local.from_host(there))
 
     def free(self) -> None:
         """Free the messages."""

@@ -35,7 +35,7 @@ class BatchNormalization(PlacedOperation):
         layout = step.output.layout
         self._channels = int(layout.lengths(1)[setting.pool.world.rank])
         self._count = layout.shape[0] * layout.shape[2] * layout.shape[3]
-        self._peers = setting.pool.grid(step.output.grid).along(B, H, W)
+        self._peers = setting.pool.along(step.output.grid, B, H, W)
         self._kept: tuple[Array, Array, Array] | None = None
 
     @property

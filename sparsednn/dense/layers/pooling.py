@@ -40,7 +40,8 @@ class Pooling(PlacedOperation):
         if isinstance(operation, AveragePool):
             image: Any = step.sources[0].layout.shape[1:]
             divisors = operation.divisors(image)[slice(*rows), slice(*columns)]
-            self._how["count"] = np.ascontiguousarray(divisors.astype(setting.dtype))
+            count = np.ascontiguousarray(divisors.astype(setting.dtype))
+            self._how["count"] = setting.local.from_host(count)
         self._kept: Any = None
         self._input_shape: tuple[int, ...] = ()
 
@@ -51,7 +52,7 @@ class Pooling(PlacedOperation):
         self._input_shape = x.shape
         if not x.size or not all(self._shape):  # an empty tile; windows of padding alone are none
             self._kept = None
-            return np.zeros(self._shape, self.dtype)
+            return self.local.zeros(self._shape, self.dtype)
         if self._average:
             means: Array = self.local.average_pool(x, **self._how)
             return means
@@ -66,7 +67,7 @@ class Pooling(PlacedOperation):
         if not self.step.input_gradient:
             dx = None
         elif not dy.size or not all(shape):
-            dx = np.zeros(shape, self.dtype)
+            dx = self.local.zeros(shape, self.dtype)
         elif self._average:
             dx = self.local.average_pool_gradient(dy, shape, **self._how)
         else:
