@@ -7,8 +7,8 @@ It needs no data and does no retraining: accuracy is the user's to check. Biases
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sparsednn.errors import UsageError
 from sparsednn.network import SparseLayer, SparseNetwork
 
-__all__ = ["SCOPES", "is_dense", "prune"]
+__all__ = ["SCOPES", "check_pruning", "is_dense", "largest_magnitudes", "prune"]
 
 SCOPES: Final = ("global", "layer")
 """Where magnitudes compete: in the whole network, or within each layer."""
@@ -65,10 +65,7 @@ def prune(
     >>> prune(SparseNetwork([layer]), 0.5)[0].weight.toarray().tolist()
     [[0.0, -3.0], [2.0, 0.0]]
     """
-    if not 0.0 <= sparsity < 1.0:
-        raise UsageError(f"sparsity must be at least 0 and below 1, found {sparsity}")
-    if scope not in SCOPES:
-        raise UsageError(f"unknown scope '{scope}': known are {', '.join(SCOPES)}")
+    check_pruning(sparsity, scope)
     for number in keep:
         if not 1 <= number <= len(network):
             raise UsageError(f"no layer {number} to keep: the network has {len(network)} layers")
@@ -78,13 +75,31 @@ def prune(
     for group in groups:
         sizes = [network[k].n_out * network[k].n_in for k in group]
         stay = sum(sizes) - round(sparsity * sum(sizes))
-        for k, kept in zip(group, _largest([network[k].values for k in group], stay), strict=True):
+        marked = largest_magnitudes([network[k].values for k in group], stay)
+        for k, kept in zip(group, marked, strict=True):
             layers[k] = _part(network[k], kept)
     return SparseNetwork(layers, name=network.name)
 
 
-def _largest(values: list[NDArray[np.float32]], count: int) -> list[NDArray[np.bool_]]:
-    """Mark the `count` largest magnitudes of all arrays together; the earlier of equal ones."""
+def check_pruning(sparsity: float, scope: str) -> None:
+    """Raise what `prune` says of a sparsity and a scope.
+
+    Raises
+    ------
+    UsageError
+        If the sparsity is out of range, or the scope is unknown.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise UsageError(f"sparsity must be at least 0 and below 1, found {sparsity}")
+    if scope not in SCOPES:
+        raise UsageError(f"unknown scope '{scope}': known are {', '.join(SCOPES)}")
+
+
+def largest_magnitudes(values: Sequence[NDArray[Any]], count: int) -> list[NDArray[np.bool_]]:
+    """Mark the `count` largest magnitudes of all flat arrays together; the earlier of equal ones.
+
+    Where `count` is not less than there are values, all are marked.
+    """
     total = sum(array.size for array in values)
     if count >= total:
         return [np.ones(array.size, np.bool_) for array in values]
