@@ -12,7 +12,7 @@ import pytest
 from mpi_runs import IMPLEMENTATIONS, MpiRuns, require_mpi
 
 #: Test files whose tests start ranks.
-_START_RANKS = re.compile(r"mpi_runs|mpiexec|launcher|--ranks|doctor")
+_START_RANKS = re.compile(r"mpi_runs|mpiexec|comm.launcher|--ranks|doctor")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
