@@ -167,12 +167,13 @@ class Layout:
     (tiles with halos, replicated kernels) are layouts, too, and overlap.
     """
 
-    __slots__ = ("intervals", "ranks", "shape")
+    __slots__ = ("_sizes", "intervals", "ranks", "shape")
 
     def __init__(self, shape: Sequence[int], intervals: Sequence[NDArray[np.int64]]) -> None:
         self.shape = tuple(int(size) for size in shape)
         self.intervals = tuple(intervals)
         self.ranks = len(self.intervals[0])
+        self._sizes: NDArray[np.int64] | None = None
         if len(self.intervals) != len(self.shape) or any(
             axis.ndim != 3 or axis.shape[0] != self.ranks or axis.shape[2] != 2
             for axis in self.intervals
@@ -201,11 +202,14 @@ class Layout:
         return np.asarray(np.maximum(pairs[:, :, 1] - pairs[:, :, 0], 0).sum(axis=1))
 
     def sizes(self) -> NDArray[np.int64]:
-        """Return ``(ranks,)``: elements of each rank."""
-        sizes = np.ones(self.ranks, np.int64)
-        for axis in range(len(self.shape)):
-            sizes *= self.lengths(axis)
-        return sizes
+        """Return ``(ranks,)``: elements of each rank; worked out once, to be read only."""
+        if self._sizes is None:
+            sizes = np.ones(self.ranks, np.int64)
+            for axis in range(len(self.shape)):
+                sizes *= self.lengths(axis)
+            sizes.flags.writeable = False
+            self._sizes = sizes
+        return self._sizes
 
     def common(self, other: Layout) -> NDArray[np.int64]:
         """Return ``(ranks,)``: elements that a rank has in both layouts."""
