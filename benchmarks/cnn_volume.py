@@ -9,8 +9,9 @@ so 2d, too) that leaves no rank without work, where a layer may take so many tim
 memory: the share is 1/P of the input, the kernel, the output and the gradients of all three.
 ``-``: no grid meets the limit for some layer. ``best`` has the cheapest of all algorithms for each
 layer, data and spatial parallelism included, without a limit; ``bound`` is the memory-independent
-lower bound of `sparsednn.dense.lower_bounds`, which data parallelism (with its copies of kernels)
-need not keep. With fewer images than ranks, data parallelism leaves ranks without work: ``*``.
+lower bound of `sparsednn.dense.planning.lower_bounds`, which data parallelism (with its copies of
+kernels) need not keep. With fewer images than ranks, data parallelism leaves ranks without work:
+``*``.
 
 ``--plan`` adds the plan of the whole network (`plan_network`): moves between layers, halos of
 pooling, statistics and the loss included, and what data parallelism sends then.
@@ -34,17 +35,17 @@ from typing import Any
 
 import numpy as np
 
-from sparsednn.dense.candidates import mean_memory
 from sparsednn.dense.convolution import ConvolutionShape
 from sparsednn.dense.distribution import Distribution
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.grids import Grid, Placement, legal_placements
-from sparsednn.dense.lower_bounds import words_at_least
 from sparsednn.dense.networks import make_network
 from sparsednn.dense.operations import Convolution, FullyConnected
-from sparsednn.dense.placement_costs import mean_words
-from sparsednn.dense.planner import plan_network
-from sparsednn.dense.product_memory import product_memory
+from sparsednn.dense.planning.candidates import mean_memory
+from sparsednn.dense.planning.lower_bounds import words_at_least
+from sparsednn.dense.planning.placement_costs import mean_words
+from sparsednn.dense.planning.planner import plan_network
+from sparsednn.dense.planning.product_memory import product_memory
 from sparsednn.dense.volume import convolution_volume
 
 _NETWORKS = ("resnet50", "vgg16")

@@ -7,11 +7,23 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sparsednn.cli._common import note
 from sparsednn.cli._device import check_device, cpu_kernel, device_of
-from sparsednn.cli._progress import Progress, duration
+from sparsednn.cli._learning import (
+    LOG_PERIOD,
+    RATES,
+    check_checkpoints,
+    epoch_text,
+    finite,
+    moment_text,
+    optimizer_of,
+    path_text,
+    plot_records,
+    threads_of,
+)
+from sparsednn.cli._progress import Progress
 from sparsednn.cli._ranks import on_ranks, under_launcher
 from sparsednn.cli._targets import check_targets
 from sparsednn.errors import UsageError
@@ -20,7 +32,7 @@ if TYPE_CHECKING:
     from sparsednn.comm import Communicator
     from sparsednn.formats import ReadOptions
     from sparsednn.gpu.device import Device
-    from sparsednn.training.progress import Moment, TrainingResult
+    from sparsednn.training.progress import TrainingResult
     from sparsednn.training.settings import Settings
     from sparsednn.training.trainer import TrainingRun
 
@@ -28,10 +40,6 @@ if TYPE_CHECKING:
 _MUCH_DRIFT = 1.1
 
 __all__ = ["Request", "train"]
-
-#: Learning rates that usually work, where none is given.
-RATES: Final = {"sgd": 0.1, "adam": 0.001}
-_LOG_PERIOD: Final = 30.0  # seconds between lines within a long epoch, where there is no terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,6 @@ class Request:
 
     def settings(self) -> Settings:
         """Return what determines the numbers; tells what is wrong with those options."""
-        from sparsednn.training.optimizers import make_optimizer
         from sparsednn.training.schedules import Schedule
         from sparsednn.training.settings import Settings
         from sparsednn.training.sparsity import DynamicSparsity
@@ -89,12 +96,12 @@ class Request:
         return Settings(
             epochs=self.epochs,
             batch_size=self.batch_size,
-            optimizer=make_optimizer(
+            optimizer=optimizer_of(
                 self.optimizer,
                 momentum=self.momentum,
-                nesterov=self.nesterov or None,
+                nesterov=self.nesterov,
                 weight_decay=self.weight_decay,
-                betas=_numbers("--betas", self.betas),
+                betas=self.betas,
                 epsilon=self.epsilon,
             ),
             # An optimizer that is not known has been refused a moment ago.
@@ -119,9 +126,7 @@ class Request:
         check_device(self.device, self.kernel, self.transport)
         if self.grid is not None:
             ProcessGrid.parse(self.grid)
-        for name, given in (("--resume", self.resume), ("--every", self.every is not None)):
-            if given and self.checkpoint is None:
-                raise UsageError(f"{name} is for checkpoints: give --checkpoint FOLDER")
+        check_checkpoints(self.checkpoint, resume=self.resume, every=self.every)
         if not self.input_gradient and self.partition is None:
             raise UsageError(
                 "--no-input-gradient is for ranks that share the neurons: give --partition FILE, "
@@ -220,7 +225,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
             partition=request.partition,
             grid=_grid(request.grid),
             kernel=cpu_kernel(request.kernel),
-            threads=_threads(request, world),
+            threads=threads_of(request.threads, world),
             labels=request.labels,
             validate=request.validation,
             validate_labels=request.validate_labels,
@@ -238,10 +243,10 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
         )
         if world.rank == 0 and request.resume:
             _note_resume(request, run)
-        with Progress(period=_LOG_PERIOD) as progress:
+        with Progress(period=LOG_PERIOD) as progress:
             result = run.run(
-                lambda moment: progress.show(lambda: _moment_text(moment)),
-                lambda record: progress.log(_epoch_text(record, request.epochs)),
+                lambda moment: progress.show(lambda: moment_text(moment)),
+                lambda record: progress.log(epoch_text(record, request.epochs)),
             )
         if world.rank == 0 and result.drift > _MUCH_DRIFT:
             note(
@@ -256,7 +261,7 @@ def train(request: Request, settings: Settings) -> dict[str, Any] | None:
 
                 write_network(network, request.output)
             if world.rank == 0 and request.plot is not None:
-                _plot(request.plot, request.checkpoint, result, run.name)
+                plot_records(request.plot, request.checkpoint, result.records, run.name)
         run.free()
         return None if world.rank else _summary(request, run, result, device)
 
@@ -270,36 +275,10 @@ def _world(request: Request) -> AbstractContextManager[Communicator]:
     return nullcontext(Alone())
 
 
-def _threads(request: Request, world: Communicator) -> int:
-    from sparsednn.comm.alone import Alone
-    from sparsednn.comm.threads import limit_threads, threads_per_rank
-    from sparsednn.machine import available_cores
-
-    if isinstance(world, Alone):
-        return request.threads or available_cores()
-    threads = request.threads or threads_per_rank(world)
-    limit_threads(threads)
-    return threads
-
-
 def _grid(text: str | None) -> tuple[int, ...] | None:
     from sparsednn.comm.grid import ProcessGrid
 
     return None if text is None else ProcessGrid.parse(text)
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """Read numbers with commas between them.
-
-    >>> _numbers("--betas", "0.9,0.99")
-    (0.9, 0.99)
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} takes numbers with a comma between them: '{text}'") from None
 
 
 def _note_resume(request: Request, run: TrainingRun) -> None:
@@ -307,40 +286,6 @@ def _note_resume(request: Request, run: TrainingRun) -> None:
         note(f"{request.checkpoint}: going on after step {run.resumed_step:,}")
     else:
         note(f"{request.checkpoint}: no checkpoint there yet: training starts anew")
-
-
-def _moment_text(moment: Moment) -> str:
-    parts = [
-        f"epoch {min(moment.epoch + 1, moment.epochs)} of {moment.epochs}: loss {moment.loss:.4g}"
-    ]
-    if moment.accuracy is not None:
-        parts.append(f"accuracy {moment.accuracy:.2%}")
-    parts.append(f"{moment.images_per_second:,.0f} images/s")
-    if moment.step < moment.steps:
-        parts.append(f"about {duration(moment.seconds_left)} left")
-    return ", ".join(parts)
-
-
-def _epoch_text(record: dict[str, Any], epochs: int) -> str:
-    """A line of metrics for people."""
-    parts = [f"epoch {record['epoch']} of {epochs}: loss {record['loss']:.4g}"]
-    for name, key in (("accuracy", "train_accuracy"), ("test accuracy", "test_accuracy")):
-        if record[key] is not None:
-            parts.append(f"{name} {record[key]:.2%}")
-    parts.append(f"{record['images_per_second']:,.0f} images/s")
-    if record["drift"] != 1.0:
-        parts.append(f"{record['drift']:.2f} times the words of the start")
-    return ", ".join(parts)
-
-
-def _plot(path: Path, folder: Path | None, result: TrainingResult, title: str) -> None:
-    """Draw the curves: all that the metrics file has; else this session's."""
-    from sparsednn.training.curves import plot_curves
-    from sparsednn.training.metrics import read_metrics
-    from sparsednn.training.trainer import METRICS
-
-    records = result.records if folder is None else read_metrics(folder / METRICS)
-    plot_curves(records, path, title=title)
 
 
 def _summary(
@@ -379,18 +324,8 @@ def _summary(
         "evaluation_words": result.evaluation_words,
         "pattern_words": result.pattern_words,
         "drift": result.drift,
-        "checkpoint": _path(request.checkpoint),
-        "output": _path(request.output),
-        "plot": _path(request.plot),
+        "checkpoint": path_text(request.checkpoint),
+        "output": path_text(request.output),
+        "plot": path_text(request.plot),
     }
-    return {name: _finite(value) for name, value in summary.items()}
-
-
-def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {name: finite(value) for name, value in summary.items()}

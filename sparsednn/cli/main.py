@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from sparsednn import __version__
-from sparsednn.cli import data, doctor, model, partition, prune, run, train
+from sparsednn.cli import cnn, data, doctor, model, partition, prune, run, train
 from sparsednn.errors import SparseDNNError
 
 __all__ = ["app", "main"]
@@ -86,6 +86,7 @@ app.command("evaluate")(partition.evaluate)
 app.command("hypergraph")(partition.hypergraph)
 app.command("infer")(run.infer)
 app.command("train")(train.train)
+app.add_typer(cnn.app, name="cnn")
 app.add_typer(data.app, name="datasets")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(run.demo)

@@ -16,16 +16,38 @@ from sparsednn.cli._common import (
     print_table,
 )
 from sparsednn.cli._device import DeviceOption, KernelOption, TransportOption
+from sparsednn.cli._learning import (
+    CHECKPOINTS_PANEL,
+    DATA_PANEL,
+    BatchOption,
+    BetasOption,
+    CheckpointOption,
+    ClipOption,
+    EpochsOption,
+    EpsilonOption,
+    EveryOption,
+    ImagesOption,
+    MomentumOption,
+    NesterovOption,
+    NoShuffleOption,
+    OptimizerOption,
+    PlotOption,
+    RateOption,
+    ResumeOption,
+    ScheduleOption,
+    SeedOption,
+    ThreadsOption,
+    WarmUpOption,
+    WeightDecayOption,
+    table_value,
+)
 from sparsednn.cli._ranks import RANKS_PANEL, GridOption, RanksOption, start_ranks, told_once
 from sparsednn.cli._reading import reads_models
 
 if TYPE_CHECKING:
     from sparsednn.formats import ReadOptions
 
-_DATA = "Data"
-_OPTIMIZER = "Optimizer"
 _SPARSITY = "Dynamic sparsity"
-_CHECKPOINTS = "Checkpoints and results"
 
 
 @told_once()
@@ -42,7 +64,7 @@ def train(
             help="What to learn: digits, digits:1024 (binary), mnist, graph-challenge:1024 (both "
             "need MNIST), or a path (.tsv, .npz, .npy, .safetensors) with --labels.",
             show_default=False,
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ],
     labels: Annotated[
@@ -53,7 +75,7 @@ def train(
             help="Of a file of images: labels from 0 (.txt, .npy, idx), or dense targets (.npy, "
             "outputs × images).",
             show_default=False,
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ] = None,
     validate: Annotated[
@@ -63,7 +85,7 @@ def train(
             metavar="INPUTS",
             help="What to test with after each epoch, or none (default: the test part of a name).",
             show_default=False,
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ] = None,
     validate_labels: Annotated[
@@ -73,19 +95,10 @@ def train(
             metavar="FILE",
             help="As --labels, for --validate.",
             show_default=False,
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            "--images",
-            metavar="N",
-            help="Learn only the first N images.",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    images: ImagesOption = None,
     mnist: Annotated[
         Path | None,
         typer.Option(
@@ -93,13 +106,11 @@ def train(
             metavar="FOLDER",
             help="Folder with the MNIST idx files, plain or gzipped (default: SPARSEDNN_DATA).",
             show_default=False,
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA_PANEL,
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", help="How often all images are seen.")] = 10,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Images of a step, of all ranks together.")
-    ] = 64,
+    epochs: EpochsOption = 10,
+    batch_size: BatchOption = 64,
     loss: Annotated[str, typer.Option("--loss", help="cross-entropy or mse.")] = "cross-entropy",
     initial: Annotated[
         str,
@@ -109,103 +120,24 @@ def train(
             "of a file, new ones for a name.",
         ),
     ] = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="The same seed, the same numbers.")] = 0,
-    no_shuffle: Annotated[
-        bool, typer.Option("--no-shuffle", help="Take the images in their order in each epoch.")
-    ] = False,
+    seed: SeedOption = 0,
+    no_shuffle: NoShuffleOption = False,
     kernel: KernelOption = None,
     device: DeviceOption = "cpu",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", help="Threads of each rank (default: cores / ranks).", show_default=False
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     layers: LayersOption = None,
     bias: BiasOption = None,
     json: JsonOption = False,
-    optimizer: Annotated[
-        str, typer.Option("--optimizer", help="sgd or adam.", rich_help_panel=_OPTIMIZER)
-    ] = "sgd",
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            "--lr",
-            metavar="RATE",
-            help="Learning rate (default: 0.1 for sgd, 0.001 for adam).",
-            show_default=False,
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = None,
-    momentum: Annotated[
-        float | None,
-        typer.Option(
-            "--momentum",
-            help="Of sgd (default: 0).",
-            show_default=False,
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = None,
-    nesterov: Annotated[
-        bool,
-        typer.Option("--nesterov", help="Nesterov's momentum.", rich_help_panel=_OPTIMIZER),
-    ] = False,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(
-            "--weight-decay",
-            help="Added to the gradient, times the weights (default: 0).",
-            show_default=False,
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = None,
-    betas: Annotated[
-        str | None,
-        typer.Option(
-            "--betas",
-            metavar="A,B",
-            help="Of adam (default: 0.9,0.999).",
-            show_default=False,
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = None,
-    epsilon: Annotated[
-        float | None,
-        typer.Option(
-            "--epsilon",
-            help="Of adam (default: 1e-8).",
-            show_default=False,
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = None,
-    schedule: Annotated[
-        str,
-        typer.Option(
-            "--schedule",
-            help="Of the learning rate: constant, step:EPOCHS,FACTOR or cosine.",
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = "constant",
-    warm_up: Annotated[
-        float | None,
-        typer.Option(
-            "--warm-up",
-            metavar="EPOCHS",
-            help="The learning rate grows from nothing in these first epochs.",
-            show_default=False,
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = None,
-    clip: Annotated[
-        float | None,
-        typer.Option(
-            "--clip",
-            metavar="NORM",
-            help="Shorten longer gradients to this norm.",
-            show_default=False,
-            rich_help_panel=_OPTIMIZER,
-        ),
-    ] = None,
+    optimizer: OptimizerOption = "sgd",
+    lr: RateOption = None,
+    momentum: MomentumOption = None,
+    nesterov: NesterovOption = False,
+    weight_decay: WeightDecayOption = None,
+    betas: BetasOption = None,
+    epsilon: EpsilonOption = None,
+    schedule: ScheduleOption = "constant",
+    warm_up: WarmUpOption = None,
+    clip: ClipOption = None,
     sparsity: Annotated[
         str | None,
         typer.Option(
@@ -229,35 +161,9 @@ def train(
             rich_help_panel=_SPARSITY,
         ),
     ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            metavar="FOLDER",
-            help="Keep checkpoint.safetensors (a network file, too) and metrics.jsonl there, "
-            "renewed after each epoch.",
-            show_default=False,
-            rich_help_panel=_CHECKPOINTS,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on from the checkpoint in FOLDER, if there is one; on any number of ranks.",
-            rich_help_panel=_CHECKPOINTS,
-        ),
-    ] = False,
-    every: Annotated[
-        int | None,
-        typer.Option(
-            "--every",
-            metavar="STEPS",
-            help="A checkpoint after so many steps, too.",
-            show_default=False,
-            rich_help_panel=_CHECKPOINTS,
-        ),
-    ] = None,
+    checkpoint: CheckpointOption = None,
+    resume: ResumeOption = False,
+    every: EveryOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -266,19 +172,10 @@ def train(
             metavar="FILE",
             help="Write the trained network (.safetensors).",
             show_default=False,
-            rich_help_panel=_CHECKPOINTS,
+            rich_help_panel=CHECKPOINTS_PANEL,
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Draw loss and accuracy over the epochs (.png, .svg or .pdf).",
-            show_default=False,
-            rich_help_panel=_CHECKPOINTS,
-        ),
-    ] = None,
+    plot: PlotOption = None,
     partition: Annotated[
         Path | None,
         typer.Option(
@@ -346,24 +243,11 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in summary.items():
         if isinstance(value, dict):
-            rows += [(f"seconds {key}", _shown(key, one)) for key, one in value.items() if one]
+            rows += [(f"seconds {key}", table_value(key, one)) for key, one in value.items() if one]
         elif not (
             value is None
             or (name in _ON_RANKS and summary["ranks"] == 1)
             or (name in _IF_ANY and not value)
         ):
-            rows.append((name.replace("_", " "), _shown(name, value)))
+            rows.append((name.replace("_", " "), table_value(name, value)))
     return rows
-
-
-def _shown(name: str, value: Any) -> str:
-    """One value.
-
-    >>> _shown("test_accuracy", 0.97515), _shown("seconds", 0.25), _shown("edges", 9999)
-    ('97.52%', '0.25', '9,999')
-    """
-    if isinstance(value, float):
-        if name.endswith("accuracy"):
-            return f"{value:.2%}"
-        return f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +28,27 @@ from sparsednn.formats._container import Container, write_container
 from sparsednn.network import SparseNetwork
 
 __all__ = [
+    "CHECKPOINT",
+    "DIGEST",
+    "TRAINING",
     "Difference",
     "TrainingState",
     "check_origin",
     "check_settings",
+    "content_digest",
     "differences",
     "read_checkpoint",
+    "read_training",
+    "training_text",
     "write_checkpoint",
 ]
 
+#: Name of the file in the folder of a run.
+CHECKPOINT: Final = "checkpoint.safetensors"
+#: Keys of the metadata.
+TRAINING: Final = "training"
+DIGEST: Final = "digest"
 _VERSION: Final = 1
-_TRAINING: Final = "training"
-_DIGEST: Final = "digest"
 
 Slot: TypeAlias = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 """An array of the optimizer: per layer one number per weight ``(nnz,)`` and bias ``(n_out,)``."""
@@ -104,16 +113,10 @@ def write_checkpoint(path: str | os.PathLike[str], state: TrainingState) -> None
         for layer, arrays in enumerate(slot)
         for tensor, array in zip(_tensor_names(name, layer), arrays, strict=True)
     }
-    metadata[_TRAINING] = json.dumps(
-        {
-            "version": _VERSION,
-            "origin": state.origin,
-            "slots": list(state.slots),
-            "settings": state.settings,
-            "progress": state.progress,
-        }
+    metadata[TRAINING] = training_text(
+        state.origin, list(state.slots), state.settings, state.progress
     )
-    metadata[_DIGEST] = _digest(metadata, slots)
+    metadata[DIGEST] = content_digest(metadata, slots)
     write_container(Path(path), tensors | slots, metadata, sync=True)
 
 
@@ -138,9 +141,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainingState:
             raise FormatError(f"{path}: no checkpoint there")
     box = Container(path)
     metadata = box.header.metadata
-    if not native.is_native(box.header) or _TRAINING not in metadata:
+    if not native.is_native(box.header) or TRAINING not in metadata:
         raise FormatError(f"{path}: not a checkpoint of a training run")
-    training = _training(path, metadata[_TRAINING])
+    training = read_training(path, metadata[TRAINING])
     try:
         network = native.unpack(box)
     except FormatError:
@@ -157,11 +160,94 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TrainingState:
             tensors[biases] = box.typed(biases, ("F32",), (layer.n_out,))
             slots[name].append((tensors[weights], tensors[biases]))
     whole = network.hash == metadata.get("hash")
-    if not whole or _digest(metadata, tensors) != metadata.get(_DIGEST):
+    if not whole or content_digest(metadata, tensors) != metadata.get(DIGEST):
         raise FormatError(f"{path}: this checkpoint is damaged: its content has another checksum")
     return TrainingState(
         network, slots, training["origin"], training["settings"], training["progress"]
     )
+
+
+def training_text(
+    origin: str, slots: Sequence[str], settings: Mapping[str, Any], progress: Mapping[str, Any]
+) -> str:
+    """Return as JSON what of a run is no array.
+
+    Parameters
+    ----------
+    origin
+        Identifies the network that training began with.
+    slots
+        Names of the optimizer's arrays.
+    settings, progress
+        As of `TrainingState`.
+
+    Raises
+    ------
+    TypeError
+        If JSON cannot hold it.
+    """
+    return json.dumps(
+        {
+            "version": _VERSION,
+            "origin": origin,
+            "slots": list(slots),
+            "settings": settings,
+            "progress": progress,
+        }
+    )
+
+
+def read_training(path: Path, text: str) -> dict[str, Any]:
+    """Return what `training_text` was given, and ``version``.
+
+    Raises
+    ------
+    FormatError
+        If it is something else, or of a version that this program does not know.
+    """
+    kinds = {"origin": str, "slots": list, "settings": dict, "progress": dict}
+    try:
+        training = json.loads(text)
+        version = training["version"]
+        usable = all(isinstance(training.get(key), kind) for key, kind in kinds.items())
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise FormatError(f"{path}: its metadata '{TRAINING}' cannot be used: {error}") from error
+    if version != _VERSION:
+        raise FormatError(
+            f"{path}: checkpoint of version {version!r}, this program reads {_VERSION}"
+        )
+    if not usable or not all(isinstance(name, str) for name in training["slots"]):
+        raise FormatError(
+            f"{path}: its metadata '{TRAINING}' cannot be used: it must have {', '.join(kinds)}"
+        )
+    return dict(training)
+
+
+def content_digest(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over all metadata but the digest itself, and over the arrays.
+
+    What has its own hash among the metadata, as a sparse network's arrays, is in it by that.
+    """
+    digest = hashlib.sha256(b"sparsednn-checkpoint-1")
+    for key in sorted(metadata):
+        if key != DIGEST:
+            for text in (key, metadata[key]):
+                raw = text.encode(errors="replace")  # as the container writes them
+                digest.update(b"|%d:" % len(raw))
+                digest.update(raw)
+    for name in sorted(arrays):
+        digest.update(f"|{name}:{arrays[name].size}:".encode(errors="replace"))
+        little = np.ascontiguousarray(arrays[name], arrays[name].dtype.newbyteorder("<"))
+        digest.update(little.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+class HasSettings(Protocol):
+    """What of a state is compared."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that determines the numbers."""
 
 
 class Difference(NamedTuple):
@@ -206,7 +292,7 @@ def differences(
 
 
 def check_settings(
-    state: TrainingState,
+    state: HasSettings,
     settings: Mapping[str, Any],
     path: str | os.PathLike[str],
     *,
@@ -269,44 +355,6 @@ def _check_numbers(path: str | os.PathLike[str], state: TrainingState) -> None:
                         f"{os.fspath(path)}: not written: layer {index}: '{name}' has numbers "
                         "that are NaN or infinite"
                     )
-
-
-def _training(path: Path, text: str) -> dict[str, Any]:
-    """Return what the JSON text holds, after checking that it is what `write_checkpoint` wrote."""
-    kinds = {"origin": str, "slots": list, "settings": dict, "progress": dict}
-    try:
-        training = json.loads(text)
-        version = training["version"]
-        usable = all(isinstance(training.get(key), kind) for key, kind in kinds.items())
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise FormatError(f"{path}: its metadata '{_TRAINING}' cannot be used: {error}") from error
-    if version != _VERSION:
-        raise FormatError(
-            f"{path}: checkpoint of version {version!r}, this program reads {_VERSION}"
-        )
-    if not usable or not all(isinstance(name, str) for name in training["slots"]):
-        raise FormatError(
-            f"{path}: its metadata '{_TRAINING}' cannot be used: it must have {', '.join(kinds)}"
-        )
-    return dict(training)
-
-
-def _digest(metadata: Mapping[str, str], slots: Mapping[str, NDArray[np.float32]]) -> str:
-    """SHA-256 over all metadata but the digest itself, and over the optimizer's arrays.
-
-    The network's arrays are in it by their hash, one of the metadata.
-    """
-    digest = hashlib.sha256(b"sparsednn-checkpoint-1")
-    for key in sorted(metadata):
-        if key != _DIGEST:
-            for text in (key, metadata[key]):
-                raw = text.encode(errors="replace")  # as the container writes them
-                digest.update(b"|%d:" % len(raw))
-                digest.update(raw)
-    for name in sorted(slots):
-        digest.update(f"|{name}:{slots[name].size}:".encode(errors="replace"))
-        digest.update(np.ascontiguousarray(slots[name], "<f4").data)
-    return digest.hexdigest()
 
 
 def _flat(settings: Mapping[str, Any], left_out: Collection[str], at: str = "") -> dict[str, Any]:

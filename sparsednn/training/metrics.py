@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -22,7 +22,10 @@ from sparsednn.atomic import atomic_file
 from sparsednn.errors import FormatError
 from sparsednn.formats._common import reading
 
-__all__ = ["MetricsFile", "read_metrics"]
+__all__ = ["METRICS", "MetricsFile", "metrics_in", "read_metrics"]
+
+#: Name of the file in the folder of a run.
+METRICS: Final = "metrics.jsonl"
 
 
 class MetricsFile:
@@ -119,6 +122,28 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file; nothing happens if it is closed."""
         self._file.close()
+
+
+def metrics_in(folder: Path, step: int, *, fresh: bool) -> MetricsFile:
+    """Open the metrics of a run in its folder, which is made if it is not there.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    step, fresh
+        As for `MetricsFile`: where the run goes on, and whether it begins anew.
+
+    Raises
+    ------
+    FormatError
+        If folder or file cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(f"{folder}: cannot make this folder: {error.strerror}") from error
+    return MetricsFile(folder / METRICS, step, fresh=fresh)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,17 +1,15 @@
-"""Where a training stands: epoch, steps, running scores, words, time; and what is told of it."""
+"""Where a training of a sparse network stands, its words, and what is told of it at the end."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sparsednn.training.losses import Score
 from sparsednn.training.placed import PlacedNetwork
+from sparsednn.training.standing import Moment, Standing
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
@@ -22,35 +20,6 @@ __all__ = ["Moment", "Progress", "TrainingResult"]
 _VERBS = ("exchange", "fold")
 #: What is counted for the whole run, over all ranks, in a checkpoint.
 _COUNTS = ("words", "predicted", "messages", "allreduce", "evaluation", "pattern")
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What a progress line tells.
-
-    Attributes
-    ----------
-    epoch, epochs, step, steps
-        Epochs done of all; steps done of all.
-    loss, accuracy
-        Means of this epoch's images so far; `accuracy` is None without labels.
-    images_per_second
-        Of this session's steps.
-    seconds_left
-        Until all steps are done, without what comes between them.
-    rate
-        Learning rate of the last step.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float | None
-    images_per_second: float
-    seconds_left: float
-    rate: float
 
 
 @dataclass(frozen=True)
@@ -105,8 +74,8 @@ class TrainingResult:
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
-class Progress:
-    """Counters of a run; a checkpoint keeps them.
+class Progress(Standing):
+    """Counters of a run of a sparse network; a checkpoint keeps them.
 
     Parameters
     ----------
@@ -114,23 +83,17 @@ class Progress:
         All ranks.
     placed
         What is trained at first.
+    kept
+        What `as_json` gave for the checkpoint that is resumed; None at the start.
     partition
         Identifies the owners of the neurons: what words are compared with belongs to it.
     examples
         Identifies what is trained with.
-    kept
-        What `as_json` gave for the checkpoint that is resumed; None at the start.
 
     Attributes
     ----------
-    epoch, done, step
-        Epochs done; images done in this one; steps done in all.
-    running
-        Scores of this epoch's images.
     words_at_start
         Words of an image in a forward pass, with the pattern that the partition was made for.
-    records
-        What `end_epoch` has returned so far.
     """
 
     def __init__(
@@ -141,30 +104,18 @@ class Progress:
         partition: str,
         examples: str,
     ) -> None:
-        self._world = world
         words = placed.words_per_image()
-        kept = kept or {}
-        self.epoch, self.done = int(kept.get("epoch", 0)), int(kept.get("done", 0))
-        self.step = int(kept.get("step", 0))
-        self.running = Score(*kept.get("running", (0.0, 0, 0)))
+        super().__init__(world, _COUNTS, kept)
         self.partition, self._examples = partition, examples
+        kept = kept or {}
         same = kept.get("partition") == partition
         self.words_at_start = int(kept["words_at_start"]) if same else words
-        self._last: dict[str, Any] = dict(kept.get("last", {}))
-        self._seconds = float(kept.get("seconds", 0.0))
-        self._before = {name: int(kept.get("counts", {}).get(name, 0)) for name in _COUNTS}
-        self._own = dict.fromkeys(_COUNTS, 0)
-        self._images = 0
-        self._session = 0.0
         self._passes: dict[str, float] = {}
-        self.records: list[dict[str, Any]] = []
-        self._rate = 0.0
-        self._clock = time.perf_counter()
         self._seen = self._traffic()
 
     def start(self) -> None:
         """Start the clock."""
-        self._clock = time.perf_counter()
+        self.restart_clock()
         self._seen = self._traffic()
 
     def _traffic(self) -> tuple[int, int, int]:
@@ -178,25 +129,17 @@ class Progress:
     def _count(self, words: str, *, messages: bool) -> None:
         """Add what this rank has sent since the last time."""
         now = self._traffic()
-        self._own[words] += now[0] - self._seen[0]
+        self.own[words] += now[0] - self._seen[0]
         if messages:
-            self._own["messages"] += now[1] - self._seen[1]
-            self._own["allreduce"] += now[2] - self._seen[2]
+            self.own["messages"] += now[1] - self._seen[1]
+            self.own["allreduce"] += now[2] - self._seen[2]
         self._seen = now
 
     def add(self, score: Score, own: int, rate: float, placed: PlacedNetwork) -> None:
         """Note a step: the batch's score, this group's images, the learning rate."""
-        now = time.perf_counter()
-        self._session += now - self._clock
-        self._seconds += now - self._clock
-        self._clock = now
-        self.step += 1
-        self.done += score.images
-        self._images += score.images
-        self.running += score
-        self._rate = rate
+        self.note_step(score, rate)
         self._count("words", messages=True)
-        self._own["predicted"] += own * (placed.forward_words + placed.backward_words)
+        self.own["predicted"] += own * (placed.forward_words + placed.backward_words)
 
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:
@@ -208,7 +151,7 @@ class Progress:
             yield
         finally:
             self._count(what if what in _COUNTS else "pattern", messages=False)
-            self._clock = time.perf_counter()
+            self.restart_clock()
 
     def retire(self, placed: PlacedNetwork) -> None:
         """Keep what a network that is given up knows of time."""
@@ -217,82 +160,22 @@ class Progress:
 
     def end_epoch(self, tested: Score | None, drift: float, *, labelled: bool) -> dict[str, Any]:
         """Note the end of an epoch, and return what the metrics file keeps of it; collective."""
-        self.epoch += 1
-        images = max(1, self.running.images)
-        self._last = {
-            "loss": self.running.loss / images,
-            "train_accuracy": self.running.correct / images if labelled else None,
-            "test_loss": None if tested is None else tested.loss / max(1, tested.images),
-            "test_accuracy": (
-                None if tested is None or not labelled else tested.correct / max(1, tested.images)
-            ),
-            "drift": drift,
-        }
-        self.running = Score()
-        self.done = 0
-        counts = self._totals()
-        record = {
-            "epoch": self.epoch,
-            "step": self.step,
-            **self._last,
-            "lr": self._rate,
-            "seconds": self._seconds,
-            "images_per_second": self._speed,
-            "words_sent": counts["words"],
-            "words_predicted": counts["predicted"],
-        }
-        self.records.append(record)
-        return record
-
-    @property
-    def _speed(self) -> float:
-        return self._images / self._session if self._session else 0.0
-
-    def moment(self, epochs: int, steps: int, images: int, *, labelled: bool) -> Moment:
-        """Return what a progress line tells."""
-        seen = max(1, self.running.images)
-        speed = self._speed
-        left = (epochs - self.epoch) * images - self.done
-        return Moment(
-            epoch=self.epoch,
-            epochs=epochs,
-            step=self.step,
-            steps=steps,
-            loss=self.running.loss / seen,
-            accuracy=self.running.correct / seen if labelled else None,
-            images_per_second=speed,
-            seconds_left=left / speed if speed else 0.0,
-            rate=self._rate,
-        )
-
-    def _totals(self) -> dict[str, int]:
-        """Counts of all ranks, from the start of the training; collective."""
-        own = np.array([self._own[name] for name in _COUNTS], np.int64)
-        self._world.allreduce(own)
-        return {
-            name: self._before[name] + int(count) for name, count in zip(_COUNTS, own, strict=True)
-        }
+        self.last = self.note_epoch(tested, labelled=labelled) | {"drift": drift}
+        return self.record(self.last)
 
     def as_json(self) -> dict[str, Any]:
         """Return what a checkpoint keeps; collective."""
-        return {
-            "epoch": self.epoch,
-            "done": self.done,
-            "step": self.step,
-            "running": [self.running.loss, self.running.correct, self.running.images],
+        return super().as_json() | {
             "words_at_start": self.words_at_start,
             "partition": self.partition,
             "examples": self._examples,
-            "last": self._last,
-            "seconds": self._seconds,
-            "counts": self._totals(),
         }
 
     def result(self, placed: PlacedNetwork) -> TrainingResult:
         """Return what the training gave; collective."""
         self.retire(placed)
-        counts = self._totals()
-        last = self._last
+        counts = self.totals()
+        last = self.last
         return TrainingResult(
             epochs=self.epoch,
             steps=self.step,
@@ -300,8 +183,8 @@ class Progress:
             train_accuracy=last.get("train_accuracy"),
             test_loss=last.get("test_loss"),
             test_accuracy=last.get("test_accuracy"),
-            images_per_second=self._speed,
-            seconds=self._seconds,
+            images_per_second=self.speed,
+            seconds=self.seconds,
             words_sent=counts["words"],
             words_predicted=counts["predicted"],
             messages_sent=counts["messages"],

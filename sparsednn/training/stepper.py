@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.errors import InputError
 from sparsednn.kernels.updates import squared_norm
 from sparsednn.training.data import LocalExamples
+from sparsednn.training.divergence import DivergenceError, clip_scale, divergence
 from sparsednn.training.engine import Engine
 from sparsednn.training.losses import Score, Targets, loss_gradient, score
 from sparsednn.training.optimizers import SGD, Optimizer
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
 
 __all__ = ["DivergenceError", "Stepper"]
-
-#: Added to the norm, as PyTorch's ``clip_grad_norm_`` does, so that results can be compared.
-_TINY_NORM = 1e-6
-
-
-class DivergenceError(InputError):
-    """The loss or the gradient is no number any more; raised on all ranks alike."""
 
 
 class Stepper:
@@ -179,7 +172,7 @@ class Stepper:
         norm = math.sqrt(float(square[0]))
         if not math.isfinite(norm):
             self._diverged("the norm of the gradient", norm, step, rate)
-        return min(1.0, self._clip / (norm + _TINY_NORM))
+        return clip_scale(norm, self._clip)
 
     def _squared_norm(self) -> float:
         """Of this rank's part of the gradient."""
@@ -209,9 +202,4 @@ class Stepper:
             if layer <= depth
             else f"the outputs of all {depth} layers are finite, but too large for it"
         )
-        hint = "" if self._clip is not None else ", or shorten gradients with --clip 1"
-        error = DivergenceError(
-            f"step {step}: {what} is {value}; {where}: try a lower --lr (now {rate:g}){hint}"
-        )
-        error.everywhere = True
-        raise error
+        raise divergence(step, what, value, where, rate, clipped=self._clip is not None)

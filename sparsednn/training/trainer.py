@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.comm.alone import Alone
 from sparsednn.comm.failure import together
 from sparsednn.comm.grid import ProcessGrid
 from sparsednn.distributed.partitions import (
@@ -29,20 +28,23 @@ from sparsednn.distributed.partitions import (
     share_partition,
 )
 from sparsednn.distributed.transports import check_transport
-from sparsednn.errors import FormatError, InputError
+from sparsednn.errors import InputError
 from sparsednn.training.beginning import PARTITION, Beginning, begin
-from sparsednn.training.checkpoints import TrainingState, write_checkpoint
+from sparsednn.training.checkpoints import CHECKPOINT, TrainingState, write_checkpoint
 from sparsednn.training.data import LocalExamples, share_examples
 from sparsednn.training.device_data import DeviceExamples
+from sparsednn.training.epochs import EpochLoop
 from sparsednn.training.losses import Score
-from sparsednn.training.metrics import MetricsFile
+from sparsednn.training.metrics import METRICS, MetricsFile, metrics_in
 from sparsednn.training.pattern import changed_pattern
 from sparsednn.training.placed import PlacedNetwork, warm_up
-from sparsednn.training.progress import Moment, Progress, TrainingResult
+from sparsednn.training.progress import Progress, TrainingResult
 from sparsednn.training.repartition import check_remakable, partition_like
 from sparsednn.training.settings import Settings
 from sparsednn.training.sparsity import Drift
+from sparsednn.training.standing import Moment
 from sparsednn.training.state import gather_network, scatter_network
+from sparsednn.training.turns import in_turn
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
@@ -53,10 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKPOINT", "METRICS", "TrainingRun"]
 
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 
-
-class TrainingRun:
+class TrainingRun(EpochLoop):
     """A network and examples that are spread over ranks, ready to be trained.
 
     Parameters
@@ -137,7 +137,7 @@ class TrainingRun:
     ) -> None:
         self.world, self.settings, self.kernel, self.threads = world, settings, kernel, threads
         self.device, self._resident = device, None if device is None else DeviceExamples(device)
-        self._every, self._repartition, self._wanted = every, repartition, transport
+        self.every, self._repartition, self._wanted = every, repartition, transport
         start = time.perf_counter()
         parts = None if partition is None else share_partition(world, partition)
         with together(world, "arranging the ranks"):
@@ -170,7 +170,7 @@ class TrainingRun:
         self.read_seconds = time.perf_counter() - start
         start = time.perf_counter()
         if kernel == "numba" and device is None:
-            _warm_up_in_turn(world, settings)
+            in_turn(world, lambda: warm_up(settings))
         self._placed = self._place(began.shard, began.slots)
         self.progress = Progress(
             world,
@@ -183,9 +183,8 @@ class TrainingRun:
         self._metrics: MetricsFile | None = None
         with together(world, "opening the metrics"):
             if folder is not None and world.rank == 0:
-                _make_folder(Path(folder))
-                self._metrics = MetricsFile(
-                    Path(folder) / METRICS, self.resumed_step, fresh=began.progress is None
+                self._metrics = metrics_in(
+                    Path(folder), self.resumed_step, fresh=began.progress is None
                 )
         self.prepare_seconds = time.perf_counter() - start
 
@@ -203,8 +202,6 @@ class TrainingRun:
         shard = began.shard
         self.name, self.edges = shard.name, shard.edges
         self.parameters = self.edges + sum(layer.n_out for layer in shard.layers)
-        self._per_epoch = -(-self.n_images // self.settings.batch_size)
-        self._steps_total = self._per_epoch * self.settings.epochs
 
     def _share_examples(self, shard: Any) -> list[LocalExamples]:
         return [
@@ -253,67 +250,37 @@ class TrainingRun:
         FormatError
             If a checkpoint or the metrics cannot be written, on all ranks.
         """
-        self.run_until(self._steps_total, progress, on_epoch)
+        self.run_until(self.steps_total, progress, on_epoch)
         return self.progress.result(self._placed)
-
-    def run_until(
-        self,
-        step: int,
-        progress: Callable[[Moment], None] | None = None,
-        on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
-        """Train until so many steps are done in all; see `run`."""
-        at = self.progress
-        at.start()
-        while at.epoch < self.settings.epochs and at.step < step:
-            order = self._order(at.epoch)
-            while at.done < self.n_images and at.step < step:
-                batch = order[at.done : at.done + self.settings.batch_size]
-                self._step(batch)
-                if progress is not None and self.world.rank == 0:
-                    progress(self._moment())
-                if self._every and at.step % self._every == 0 and at.done < self.n_images:
-                    self._save()
-            if at.done == self.n_images:
-                self._end_epoch()
-                if on_epoch is not None and self.world.rank == 0:
-                    on_epoch(self.progress.records[-1])
-                self._save()
-
-    def _moment(self) -> Moment:
-        return self.progress.moment(
-            self.settings.epochs, self._steps_total, self.n_images,
-            labelled=self._examples[0].labels is not None,
-        )  # fmt: skip
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the images of an epoch, in the order in which they come."""
-        if not self.settings.shuffle:
-            return np.arange(self.n_images)
-        # Raw numbers of the generator: NumPy keeps these the same for ever, `permutation` it may
-        # not, and a resumed run must find its place.
-        source = np.random.PCG64(np.random.SeedSequence([self.settings.seed, epoch]))
-        return np.argsort(source.random_raw(self.n_images), kind="stable")
 
     def _own_share(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of the images that this data group works on."""
         groups, group = self.shape[0], self.grid.coordinates[0]
         return ids[ids.size * group // groups : ids.size * (group + 1) // groups]
 
-    def _step(self, batch: NDArray[np.int64]) -> None:
+    @property
+    def standing(self) -> Progress:
+        """Where the run stands."""
+        return self.progress
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels, and not dense targets."""
+        return self._examples[0].labels is not None
+
+    def _step(self, batch: NDArray[np.int64], rate: float) -> None:
         at, settings = self.progress, self.settings
         own = self._own_share(batch)
-        rate = settings.schedule.rate(settings.rate, at.step, self._per_epoch, self._steps_total)
         score = self._placed.stepper.train(
             self._examples[0], own, int(batch.size), rate=rate, step=at.step + 1
         )
         at.add(score, int(own.size), rate, self._placed)
         sparsity = settings.sparsity
-        if sparsity is not None and sparsity.due(at.step, self._steps_total):
+        if sparsity is not None and sparsity.due(at.step, self.steps_total):
             with at.aside("pattern"):
                 shard, slots = changed_pattern(
                     self._placed, self._examples[0], own, int(batch.size), settings,
-                    step=at.step, steps_total=self._steps_total, group=self.group,
+                    step=at.step, steps_total=self.steps_total, group=self.group,
                     across=self.across,
                 )  # fmt: skip
                 self._replace(shard, slots)
@@ -332,7 +299,7 @@ class TrainingRun:
                 ids = self._own_share(np.arange(self.n_validate))
                 tested = self._placed.stepper.evaluate(self._examples[1], ids)
         drift = Drift(at.words_at_start, self._placed.words_per_image())
-        record = at.end_epoch(tested, drift.ratio, labelled=self._examples[0].labels is not None)
+        record = at.end_epoch(tested, drift.ratio, labelled=self.labelled)
         with together(self.world, "writing the metrics"):
             if self._metrics is not None:
                 self._metrics.write(record)
@@ -404,26 +371,3 @@ class TrainingRun:
             self._metrics.close()
         self._placed.free()
         self.grid.free()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FormatError(f"{folder}: cannot make this folder: {error.strerror}") from error
-
-
-def _warm_up_in_turn(world: Communicator, settings: Settings) -> None:
-    """Compile, or load from the cache on disk: one rank of each node first, for the others."""
-    if isinstance(world, Alone):
-        warm_up(settings)
-        return
-    from sparsednn.comm.mpi import load_mpi
-
-    node = world.raw.Split_type(load_mpi().COMM_TYPE_SHARED)
-    if node.rank == 0:
-        warm_up(settings)
-    node.Barrier()
-    if node.rank:
-        warm_up(settings)
-    node.Free()

@@ -14,8 +14,8 @@ import pytest
 from cli.cli_program import Outcome, Program, snapshot
 
 from mpi_runs import MpiRuns, require_mpi, run_session
+from sparsednn.cli._learning import epoch_text, moment_text
 from sparsednn.cli._progress import Progress
-from sparsednn.cli._train import _epoch_text, _moment_text
 from sparsednn.formats import write_inputs
 from sparsednn.training import trainer
 from sparsednn.training.checkpoints import read_checkpoint
@@ -232,7 +232,7 @@ def test_progress_on_a_terminal_and_in_a_log(
                 now[0] += 20.0
                 accuracy = None if step > 3 else step / 10
                 moment = Moment((step - 1) // 3, 2, step, 6, 1 / step, accuracy, 4321.0, 9.0, 0.1)
-                progress.show(lambda moment=moment: _moment_text(moment))
+                progress.show(lambda moment=moment: moment_text(moment))
             record = {
                 "epoch": 2,
                 "loss": 0.25,
@@ -241,7 +241,7 @@ def test_progress_on_a_terminal_and_in_a_log(
                 "images_per_second": 4321.0,
                 "drift": 1.5,
             }
-            progress.log(_epoch_text(record, 2))
+            progress.log(epoch_text(record, 2))
         err = capsys.readouterr().err
         steps = [
             "epoch 1 of 2: loss 1, accuracy 10.00%, 4,321 images/s, about 9 s left",

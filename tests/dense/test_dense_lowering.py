@@ -533,7 +533,7 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
 
 
 def test_the_command_takes_a_checkpoint_of_a_training(command: Command, tmp_path: Path) -> None:
-    from sparsednn.dense.checkpoint import CnnState, write_cnn_checkpoint
+    from sparsednn.dense.runs.checkpoint import CnnState, write_cnn_checkpoint
 
     graph = make_network("lenet5", (1, 12, 12), 4)
     arrays = random_arrays(graph, 2)

@@ -12,7 +12,7 @@ from convolutions import random_shape
 from sparsednn.dense.convolution import ConvolutionShape
 from sparsednn.dense.distribution import Distribution
 from sparsednn.dense.grids import REPLICATE, legal_placements
-from sparsednn.dense.lower_bounds import (
+from sparsednn.dense.planning.lower_bounds import (
     loop_points,
     lower_bound,
     words_at_least,

@@ -19,13 +19,6 @@ from sparsednn.dense.flow import make_flow, products
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.grids import ALGORITHMS, Grid, Placement, legal_placements
 from sparsednn.dense.local.reference import ReferenceBackend
-from sparsednn.dense.memory import (
-    flow_memory,
-    keeps_output,
-    loss_memory,
-    product_memory,
-    step_memory,
-)
 from sparsednn.dense.model import DenseModel
 from sparsednn.dense.networks import make_network
 from sparsednn.dense.operations import (
@@ -37,6 +30,13 @@ from sparsednn.dense.operations import (
     Input,
     MaxPool,
     Relu,
+)
+from sparsednn.dense.planning.memory import (
+    flow_memory,
+    keeps_output,
+    loss_memory,
+    product_memory,
+    step_memory,
 )
 from sparsednn.dense.pool import GridPool
 

@@ -9,7 +9,6 @@ import re
 import numpy as np
 import pytest
 
-from sparsednn.dense.elimination import elimination_order, minimise
 from sparsednn.dense.flow import make_flow, products
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.grids import (
@@ -19,7 +18,6 @@ from sparsednn.dense.grids import (
     factorizations,
     legal_placements,
 )
-from sparsednn.dense.memory import flow_memory
 from sparsednn.dense.networks import make_network
 from sparsednn.dense.operations import (
     Add,
@@ -32,9 +30,11 @@ from sparsednn.dense.operations import (
     MaxPool,
     Relu,
 )
-from sparsednn.dense.placement_costs import NetworkCosts, mean_words
-from sparsednn.dense.plan import NetworkPlan
-from sparsednn.dense.planner import plan_network
+from sparsednn.dense.planning.elimination import elimination_order, minimise
+from sparsednn.dense.planning.memory import flow_memory
+from sparsednn.dense.planning.placement_costs import NetworkCosts, mean_words
+from sparsednn.dense.planning.plan import NetworkPlan
+from sparsednn.dense.planning.planner import plan_network
 from sparsednn.errors import FormatError, UsageError
 
 

@@ -24,19 +24,19 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from sparsednn.dense.candidates import (
+from sparsednn.dense.graph import OperationGraph
+from sparsednn.dense.grids import Grid, Placement
+from sparsednn.dense.planning.candidates import (
     Candidate,
     grid_placements,
     legal_or_grid,
     narrowed,
     uniform_placements,
 )
-from sparsednn.dense.graph import OperationGraph
-from sparsednn.dense.grids import Grid, Placement
-from sparsednn.dense.lower_bounds import lower_bound
-from sparsednn.dense.placement_costs import LOSS, NetworkCosts
-from sparsednn.dense.plan import LayerPlan, NetworkPlan, Totals
-from sparsednn.dense.search import Choice, Search
+from sparsednn.dense.planning.lower_bounds import lower_bound
+from sparsednn.dense.planning.placement_costs import LOSS, NetworkCosts
+from sparsednn.dense.planning.plan import LayerPlan, NetworkPlan, Totals
+from sparsednn.dense.planning.search import Choice, Search
 from sparsednn.errors import UsageError
 
 __all__ = ["NetworkPlan", "plan_network"]

@@ -41,7 +41,7 @@ from sparsednn.dense.operations import (
     MaxPool,
     Relu,
 )
-from sparsednn.dense.product_memory import ProductMemory, product_memory
+from sparsednn.dense.planning.product_memory import ProductMemory, product_memory
 from sparsednn.dense.volume import halo_words
 
 __all__ = [

@@ -24,14 +24,14 @@ from sparsednn.dense.flow import Held, Step, entry, follow, logits_layout, produ
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.grids import REPLICATE, STREAM, Grid, Placement
 from sparsednn.dense.layout import Axis
-from sparsednn.dense.memory import (
+from sparsednn.dense.operations import Concatenate, Convolution, FullyConnected, Input, Operation
+from sparsednn.dense.planning.memory import (
     ProductMemory,
     keeps_output,
     loss_memory,
     product_memory,
     step_memory,
 )
-from sparsednn.dense.operations import Concatenate, Convolution, FullyConnected, Input, Operation
 from sparsednn.dense.volume import Volume, convolution_volume
 
 __all__ = ["LOSS", "Cost", "NetworkCosts", "mean_words"]

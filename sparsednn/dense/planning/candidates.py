@@ -25,7 +25,7 @@ from sparsednn.dense.grids import (
     legal_placements,
     make_placement,
 )
-from sparsednn.dense.placement_costs import mean_words
+from sparsednn.dense.planning.placement_costs import mean_words
 from sparsednn.errors import UsageError
 
 __all__ = [

@@ -22,9 +22,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.dense.elimination import Table, elimination_order, minimise
 from sparsednn.dense.grids import Placement
-from sparsednn.dense.placement_costs import Cost, NetworkCosts
+from sparsednn.dense.planning.elimination import Table, elimination_order, minimise
+from sparsednn.dense.planning.placement_costs import Cost, NetworkCosts
 
 __all__ = ["Choice", "Search"]
 

@@ -1,0 +1,1 @@
+"""Choosing grids: words and memory of every placement, the cheapest of them, lower bounds."""
