@@ -13,12 +13,12 @@ from sparsednn.comm.failure import together
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.local import make_backend
 from sparsednn.dense.model import DenseModel
+from sparsednn.dense.planning.plan import NetworkPlan
 from sparsednn.dense.planning.request import Planning
 from sparsednn.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
-    from sparsednn.dense.planning.planner import NetworkPlan
 
 __all__ = ["DTYPES", "check_dtype", "place_network"]
 
@@ -69,17 +69,22 @@ def place_network(
     Returns
     -------
     plan, model
-        The plan is the same on all ranks, which each make it.
+        The plan is rank 0's, on all ranks.
 
     Raises
     ------
     SparseDNNError
         As `Planning.plan` and `local.make_backend`, on all ranks.
     """
+    plan: NetworkPlan | None = None
     with together(world, "choosing the grids"):
         number = np.dtype(check_dtype(dtype))
         local = make_backend(backend, threads)
-        plan = (planning or Planning()).plan(
-            graph, images, world.size, training=training, itemsize=number.itemsize, slots=slots
-        )
+        if world.rank == 0:  # it may take seconds, and ranks may share cores
+            plan = (planning or Planning()).plan(
+                graph, images, world.size, training=training, itemsize=number.itemsize, slots=slots
+            )
+    told = world.broadcast_json(None if plan is None else plan.as_json())
+    if plan is None:
+        plan = NetworkPlan.from_json(told)
     return plan, DenseModel(world, graph, plan.placements, local, dtype=number, seed=seed)

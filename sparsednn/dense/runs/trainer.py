@@ -1,8 +1,8 @@
 """Training dense networks on any number of ranks: load, place, run epochs, save.
 
-Called by all ranks alike. Every rank reads the pictures and plans the grids for itself, both give
-the same everywhere. What a step does is in `stepper`, where parameters lie in `parameters`, what a
-checkpoint has in `checkpoint`; this module knows the order of it all.
+Called by all ranks alike. Every rank reads the pictures for itself. What a step does is in
+`stepper`, where parameters lie in `parameters`, what a checkpoint has in `checkpoint`; this module
+knows the order of it all.
 """
 
 from __future__ import annotations
