@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
 __all__ = [
     "PlacedRequest",
     "TrainRequest",
+    "check_own_sizes",
     "image_shape",
     "network_keys",
+    "network_named",
     "placed_keys",
     "plan_keys",
     "print_summary",
@@ -91,6 +94,7 @@ class TrainRequest(PlacedRequest):
     folder: Path | None
     validate: str | None
     images: int | None
+    classes: int | None
     epochs: int
     seed: int
     shuffle: bool
@@ -139,6 +143,7 @@ class TrainRequest(PlacedRequest):
         self.check_placing()
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every must be at least 1, found {self.every}")
+        check_own_sizes(self.network, {"--classes": self.classes})
         check_checkpoints(self.checkpoint, resume=self.resume, every=self.every)
         if self.plot is not None:
             from sparsednn.pictures import check_picture
@@ -194,6 +199,7 @@ def train(request: TrainRequest, settings: Settings) -> dict[str, Any] | None:
             weights=request.weights,
             validate=request.validate,
             images=request.images,
+            classes=request.classes,
             data=request.folder,
             folder=request.checkpoint,
             resume=request.resume,
@@ -322,15 +328,32 @@ def _milliseconds(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {row[name] * 1e3:.3g} ms" for name in phases)
 
 
+def check_own_sizes(network: str, options: Mapping[str, object]) -> None:
+    """Refuse options, by name, that belong to a network's name where a file is given."""
+    from sparsednn.dense.runs.source import network_file
+
+    for option, value in options.items():
+        if value is not None and network_file(network) is not None:
+            raise UsageError(f"{option} belongs to a network's name; {network} is a file")
+
+
+def network_named(network: str, image: str | None, classes: int | None) -> OperationGraph:
+    """Return the network that a person names, of the sizes that are typed."""
+    from sparsednn.dense.runs.source import network_for
+
+    check_own_sizes(network, {"--image": image, "--classes": classes})
+    return network_for(network, image_shape(image), classes)
+
+
 def image_shape(text: str | None) -> tuple[int, int, int] | None:
     """Read channels, height and width.
 
-    >>> image_shape("3x32x32")
-    (3, 32, 32)
+    >>> image_shape("3x32x32"), image_shape("3×32×32")
+    ((3, 32, 32), (3, 32, 32))
     """
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})x([0-9]{1,6})", text)
+    match = re.fullmatch(r"([0-9]{1,6})[x×]([0-9]{1,6})[x×]([0-9]{1,6})", text, re.IGNORECASE)
     if match is None:
         raise UsageError(f"--image '{text}': channels, height and width are needed, as in 3x32x32")
     return int(match[1]), int(match[2]), int(match[3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sparsednn.cli._cnn import image_shape, network_keys
+from sparsednn.cli._cnn import network_keys, network_named
 from sparsednn.cli._common import human_bytes
 from sparsednn.errors import UsageError
 
@@ -33,7 +33,6 @@ def plan_json(
 
     from sparsednn.dense.planning.request import Planning
     from sparsednn.dense.runs.placing import check_dtype
-    from sparsednn.dense.runs.source import network_for
 
     for name, value in (("--ranks", ranks), ("--batch", batch)):
         if value < 1:
@@ -42,7 +41,7 @@ def plan_json(
         raise UsageError(f"--optimizer is one of {', '.join(_SLOTS)}: '{optimizer}'")
     planning = Planning.parse(algorithm, grid, memory_per_rank)
     itemsize = np.dtype(check_dtype(dtype)).itemsize
-    graph = network_for(network, image_shape(image), classes)
+    graph = network_named(network, image, classes)
     plan = planning.plan(
         graph, batch, ranks, training=training, itemsize=itemsize,
         slots=_SLOTS[optimizer] if training else 0,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sparsednn.cli._cnn import (
     PlacedRequest,
+    check_own_sizes,
     image_shape,
     network_keys,
+    network_named,
     placed_keys,
     plan_keys,
     ranks_or_alone,
@@ -140,6 +142,7 @@ class BenchRequest(PlacedRequest):
         if self.steps < 1:
             raise UsageError(f"--steps must be at least 1, found {self.steps}")
         image_shape(self.image)
+        check_own_sizes(self.network, {"--image": self.image, "--classes": self.classes})
 
 
 def bench(request: BenchRequest) -> dict[str, Any] | None:
@@ -147,10 +150,9 @@ def bench(request: BenchRequest) -> dict[str, Any] | None:
     with ranks_or_alone() as world:
         from sparsednn.comm.failure import together
         from sparsednn.dense.runs.benchmark import bench_network
-        from sparsednn.dense.runs.source import network_for
 
         with together(world, "making the network"):
-            graph = network_for(request.network, image_shape(request.image), request.classes)
+            graph = network_named(request.network, request.image, request.classes)
         threads = threads_of(request.threads, world)
         found = bench_network(
             world,

@@ -44,8 +44,8 @@ NetworkArgument = Annotated[
     str,
     typer.Argument(
         metavar="NETWORK",
-        help="smallcnn, lenet5, alexnet, vgg16, resnet18, resnet20, resnet50, googlenet; or a "
-        "checkpoint (.safetensors).",
+        help="smallcnn, lenet5, alexnet, vgg16, resnet18, resnet20, resnet50, googlenet; "
+        "a checkpoint (.safetensors); or a graph of operations (.json).",
         show_default=False,
     ),
 ]
@@ -198,6 +198,15 @@ def train(
         ),
     ] = None,
     images: ImagesOption = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            "--classes",
+            help="How many classes NETWORK tells apart (default: as many as the pictures have).",
+            show_default=False,
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
     epochs: EpochsOption = 10,
     batch_size: BatchOption = 64,
     seed: SeedOption = 0,
@@ -231,12 +240,12 @@ def train(
 
     request = _cnn.TrainRequest(
         network=network, inputs=inputs, folder=folder, validate=validate, images=images,
-        epochs=epochs, batch_size=batch_size, seed=seed, shuffle=not no_shuffle, backend=backend,
-        dtype=dtype, threads=threads, optimizer=optimizer, rate=lr, momentum=momentum,
-        nesterov=nesterov, weight_decay=weight_decay, betas=betas, epsilon=epsilon,
-        schedule=schedule, warm_up=warm_up, clip=clip, weights=weights, checkpoint=checkpoint,
-        resume=resume, every=every, plot=plot, algorithm=algorithm, grid=grid,
-        memory_per_rank=memory_per_rank,
+        classes=classes, epochs=epochs, batch_size=batch_size, seed=seed, shuffle=not no_shuffle,
+        backend=backend, dtype=dtype, threads=threads, optimizer=optimizer, rate=lr,
+        momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, betas=betas,
+        epsilon=epsilon, schedule=schedule, warm_up=warm_up, clip=clip, weights=weights,
+        checkpoint=checkpoint, resume=resume, every=every, plot=plot, algorithm=algorithm,
+        grid=grid, memory_per_rank=memory_per_rank,
     )  # fmt: skip
     settings = request.settings()
     request.check_call()

@@ -27,7 +27,8 @@ def lower(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="What 'cnn train' wrote (.safetensors); or a network's name, with --weights.",
+            help="What 'cnn train' wrote (.safetensors); or, with --weights, a network's name "
+            "or graph (.json).",
             show_default=False,
         ),
     ],
@@ -146,26 +147,15 @@ def lower(
 def _network(
     name: str, weights: Path | None, image: str | None, classes: int | None
 ) -> OperationGraph:
-    from sparsednn.dense.runs.source import network_file, network_for
+    from sparsednn.cli._cnn import check_own_sizes, network_named
+    from sparsednn.dense.runs.source import numbers_file
 
-    if network_file(name) is not None:
-        for option, value in (("--weights", weights), ("--image", image), ("--classes", classes)):
-            if value is not None:
-                raise UsageError(f"{option} belongs to a network's name; {name} is a file")
-        return network_for(name)
-    sizes = None if image is None else _sizes(image)
-    graph = network_for(name, sizes, classes)
-    if weights is None:
+    if numbers_file(name) is not None:
+        check_own_sizes(name, {"--weights": weights})
+    graph = network_named(name, image, classes)
+    if weights is None and numbers_file(name) is None:
         raise UsageError(f"{name} is a network without numbers: give --weights FILE")
     return graph
-
-
-def _sizes(text: str) -> tuple[int, int, int]:
-    """Read channels, height and width as a person types them."""
-    sizes = text.lower().replace("×", "x").split("x")
-    if len(sizes) != 3 or not all(size.isascii() and size.isdigit() for size in sizes):
-        raise UsageError(f"--image {text}: channels, height and width are like 3x32x32")
-    return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
 def _arrays(graph: OperationGraph, path: Path) -> Mapping[str, NDArray[Any]]:

@@ -180,6 +180,7 @@ class DistributedConvolution:
                 result = part
             else:
                 result += part
+            del part  # or it would be there as long as the next one is made
         if result is None:  # this c-layer has no channels
             result = self._zeros()
         return result
@@ -413,7 +414,7 @@ class _Reduction:
     """A sum on its way to its owner, who puts it where it belongs."""
 
     def __init__(self, comm: Any, part: Array, owner: int, into: Array | None, layer: int) -> None:
-        self._part = contiguous(part)
+        self._part: Array | None = contiguous(part)
         self._into = into
         self._pending = comm.start_reduce(self._part, owner, layer=layer) if comm.size > 1 else None
 
@@ -422,6 +423,7 @@ class _Reduction:
             self._pending.wait()
         if self._into is not None:
             self._into[...] = self._part
+        self._part = self._into = None  # whoever still has this has no memory of it
 
 
 def _packed(array: Array, cuts: tuple[int, ...], axis: int) -> tuple[Array, list[int]]:

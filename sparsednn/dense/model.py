@@ -177,6 +177,8 @@ class PlacedBatch:
         if self._reads(graph, name) != 1:  # a sum over its readers, made for it
             return self._reads(graph, name) > 1
         reader: Operation = graph.operation(graph.successors(name)[0])
+        if isinstance(reader, Concatenate):  # which may give parts of its own gradient
+            return self._sole_gradient(graph, reader.name)
         return not isinstance(reader, Add)  # which gives the same array to all of its inputs
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
@@ -229,6 +231,9 @@ class PlacedBatch:
         owned: set[str] = set()
         for number in range(len(self._operations), 0, -1):
             placed, name = self._operations[number - 1], self._names[number]
+            if name not in gradients:  # nothing is trained up to here, it included
+                placed.forget()
+                continue
             span = store.span(number)
             found = placed.backward(gradients.pop(name), store.theta[span], store.gradient[span])
             for source, one in zip(placed.step.inputs, found, strict=True):

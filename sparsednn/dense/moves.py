@@ -123,7 +123,7 @@ class Move:
         """
         self._check(array, self._own_block.shape, "owned")
         if self.unchanged:
-            return array
+            return _shaped(array, self._need_block.shape)
         if self._exchanges:
             self._sends.pack(array)
             self._exchanges[0].start()
@@ -142,7 +142,7 @@ class Move:
         """
         self._check(array, self._need_block.shape, "needed")
         if self.unchanged:
-            return array
+            return _shaped(array, self._own_block.shape)
         if self._exchanges:
             if len(self._exchanges) < 2:
                 raise AssertionError("a move that was planned without its adjoint")
@@ -166,8 +166,8 @@ class Move:
 
     def free(self) -> None:
         """Free the messages; a second time does nothing."""
-        while self._exchanges:
-            self._exchanges.pop().free()
+        for exchange in self._exchanges:  # they stay: what is used afterwards says so
+            exchange.free()
 
 
 class _Packed:
@@ -207,6 +207,11 @@ def moved_words(owned: Layout, needed: Layout) -> NDArray[np.int64]:
     leaves it, but for what it needs itself. Halos are counted by `volume`.
     """
     return owned.sizes() - owned.common(needed)
+
+
+def _shaped(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array itself; blocks without elements are the same, but may be empty along other axes."""
+    return array if array.shape == shape else array.reshape(shape)
 
 
 def contiguous(array: NDArray[Any]) -> NDArray[Any]:

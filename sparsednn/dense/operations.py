@@ -259,12 +259,13 @@ def operation_from_json(content: Any) -> Operation:
     ShapeError
         As for the operation itself.
     """
-    if not isinstance(content, dict) or content.get("kind") not in KINDS:
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
         raise FormatError(
             f"an operation's kind is one of {', '.join(KINDS)}, found {str(content)[:80]}"
         )
     attributes = {key: value for key, value in content.items() if key != "kind"}
-    cls = KINDS[content["kind"]]
+    cls = KINDS[kind]
     for field in fields(cls):
         if field.name in attributes:
             attributes[field.name] = _typed(
@@ -290,7 +291,7 @@ def _typed(cls: type[Operation], name: str, wanted: str, value: Any) -> Any:
         return float(value)
     elif wanted == type(value).__name__:
         return value
-    raise FormatError(f"{cls.kind}: its {name} should be {wanted}, found {str(value)[:80]}")
+    raise FormatError(f"{cls.kind}: its {name} should be {wanted}, found {value!r:.80}")
 
 
 def _products(geometry: ConvolutionShape, bias: bool, *, flat: bool) -> tuple[Parameter, ...]:

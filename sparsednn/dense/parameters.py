@@ -43,6 +43,7 @@ class _Place:
     shape: tuple[int, ...]
     first: int
     last: int
+    owners: NDArray[np.bool_]
     mine: bool
 
 
@@ -86,8 +87,9 @@ class ParameterStore:
                 shape = tile.layout.block(world.rank).shape
                 first = sizes[trained]
                 sizes[trained] += int(np.prod(shape))
-                mine = bool(first_owners(tile.layout)[world.rank])
-                self._places[trained].append(_Place(tile, shape, first, sizes[trained], mine))
+                owners = first_owners(tile.layout)
+                place = _Place(tile, shape, first, sizes[trained], owners, bool(owners[world.rank]))
+                self._places[trained].append(place)
             self._spans.append({kind: slice(starts[kind], sizes[kind]) for kind in (True, False)})
         self.theta: Array = local.zeros((sizes[True],), dtype)
         self.gradient: Array = local.zeros((sizes[True],), dtype)
@@ -159,7 +161,7 @@ class ParameterStore:
         for rank, numbers in enumerate(gathered):
             at = 0
             for place in places:
-                if first_owners(place.tile.layout)[rank]:
+                if place.owners[rank]:
                     block = place.tile.layout.block(rank)
                     values = numbers[at : at + block.size].reshape(block.shape)
                     whole[place.tile.parameter.name][np.ix_(*block.indices())] = values

@@ -32,7 +32,9 @@ from sparsednn.formats.state_dict import FLOATS, TensorInfo, TensorSource
 __all__ = [
     "AUXILIARY",
     "StateFile",
+    "network_in",
     "read_state_dict",
+    "stored_logits",
     "stored_network",
     "to_torch",
     "write_state_dict",
@@ -80,11 +82,7 @@ class StateFile:
     ) -> None:
         self.path = Path(path)
         self._parameters = graph.parameters
-        self._file: _File
-        if self.path.suffix == ".safetensors":
-            self._file = _SafetensorsFile(self.path)
-        else:
-            self._file = _TorchFile(torch_checkpoint.open_state_dict(self.path))
+        self._file = _opened(self.path)
         try:
             _compare(self.path, graph.name, self._file.tensors, self._parameters, ignore)
         except BaseException:
@@ -229,16 +227,48 @@ def stored_network(path: str | os.PathLike[str]) -> OperationGraph | None:
         If the file is damaged.
     """
     text = read_header(Path(path)).metadata.get(_NETWORK)
-    if text is None:
-        return None
+    return None if text is None else network_in(text, path, "the network in its header")
+
+
+def network_in(text: str | bytes, path: str | os.PathLike[str], what: str) -> OperationGraph:
+    """Return the network that a JSON text describes; see `OperationGraph.from_json`.
+
+    Parameters
+    ----------
+    text
+        JSON, in UTF-8.
+    path, what
+        The file it comes from, and what it is there: for messages.
+
+    Raises
+    ------
+    FormatError, ShapeError
+        If it is something else.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: the network in its header is not JSON") from error
+        raise FormatError(f"{path}: {what} is not JSON") from error
     try:
         return OperationGraph.from_json(content)
     except (FormatError, ShapeError) as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def stored_logits(path: Path, graph: OperationGraph) -> int | None:
+    """Return how many logits the last layer has in a state dict; None if it has no such layer.
+
+    Raises
+    ------
+    MissingDependencyError, FormatError
+        If the file cannot be read.
+    """
+    file = _opened(path)
+    try:
+        last = file.tensors.get(f"{graph.output}.weight")
+    finally:
+        file.close()
+    return last.shape[0] if last is not None and last.shape else None
 
 
 def _compare(
@@ -288,6 +318,12 @@ class _File(Protocol):
 
     def close(self) -> None:
         """Close the file."""
+
+
+def _opened(path: Path) -> _File:
+    if path.suffix == ".safetensors":
+        return _SafetensorsFile(path)
+    return _TorchFile(torch_checkpoint.open_state_dict(path))
 
 
 class _TorchFile:

@@ -14,7 +14,12 @@ import pytest
 from cli.cli_program import Outcome, Program, snapshot
 
 from mpi_runs import require_mpi, run_session
+from sparsednn.dense.graph import OperationGraph
+from sparsednn.dense.initial import initial_parameters
+from sparsednn.dense.networks import make_network
+from sparsednn.dense.operations import AveragePool, Concatenate, Convolution, Input, Relu
 from sparsednn.dense.runs.checkpoint import CnnCheckpoint
+from sparsednn.dense.state_dict import write_state_dict
 from sparsednn.training.metrics import read_metrics
 
 CALLS = Path(__file__).with_name("calls_on_ranks.py")
@@ -206,7 +211,7 @@ def test_bench(program: Program) -> None:
         (2, "--optimizer is one of sgd, momentum, adam", (*PLAN, "--optimizer", "lion")),
         (2, "--steps must be at least 1", (*BENCH, "--steps", 0)),
         (2, "--std: deviations must be positive", (*INFER, "--std", "0")),
-        (2, "smallcnn: is a name, and has no numbers: give --weights", INFER),
+        (2, "smallcnn: is a network without numbers: give --weights", INFER),
         (2, "classes.csv: classes are written as", (*INFER, "-o", "classes.csv")),
         (2, "a.jpg: unknown suffix '.jpg' for a picture", (*TRAIN, "--plot", "a.jpg")),
         # Networks and pictures
@@ -235,10 +240,6 @@ def test_bench(program: Program) -> None:
     ],
 )  # fmt: skip
 def test_bad_call(program: Program, code: int, says: str, arguments: tuple[Any, ...]) -> None:
-    from sparsednn.dense.initial import initial_parameters
-    from sparsednn.dense.networks import make_network
-    from sparsednn.dense.state_dict import write_state_dict
-
     graph = make_network("smallcnn", (2, 6, 6), 5)
     write_state_dict("small.safetensors", graph, initial_parameters(graph))
     Path("a.txt").write_text("1\n")
@@ -262,6 +263,76 @@ def test_checkpoints_that_do_not_fit(program: Program) -> None:
     program.fails(3, "checkpoint.safetensors: this checkpoint is damaged", *QUICK, *resume)
     path.write_bytes(data[:-8])
     program.fails(3, "run/checkpoint.safetensors: truncated", *QUICK, *resume)
+
+
+# --- own networks, and PyTorch's ----------------------------------------------------------------
+
+
+def own_network() -> OperationGraph:
+    """No network of a name: groups, dilation, two branches, and no fully connected layer."""
+    graph = OperationGraph("own")
+    x = graph.add(Input("image", (1, 8, 8)))
+    one = graph.add(Convolution("one", 3, (3, 3), padding=(1, 1)), x)
+    two = graph.add(Convolution("two", 5, (3, 3), padding=(2, 2), dilation=(2, 2)), x)
+    x = graph.add(Relu("relu"), graph.add(Concatenate("both"), one, two))
+    x = graph.add(Convolution("last", 10, (3, 3), groups=2), x)
+    graph.add(AveragePool("mean", (6, 6)), x)
+    return graph.finish()
+
+
+def test_a_network_of_ones_own(program: Program) -> None:
+    """A graph as JSON is planned, trained, looked through, measured, lowered; what is refused."""
+    graph = own_network()
+    Path("own.json").write_text(json.dumps(graph.as_json()))
+    plan = strict(program.ok("cnn", "plan", "own.json", "--ranks", 4, "--json").out)
+    assert (plan["network"], plan["image"], plan["classes"]) == ("own", "1x8x8", 10)
+    assert plan["identity"] == graph.identity
+    program.ok("cnn", "train", "own.json", *QUICK[3:], "--checkpoint", "run")
+    trained = "run/checkpoint.safetensors"
+    assert CnnCheckpoint(trained).graph == graph
+    weights = ("--weights", trained)
+    seen = strict(program.ok("cnn", "infer", "own.json", *INFER[3:], *weights, "--json").out)
+    same = strict(program.ok("cnn", "infer", trained, *INFER[3:], "--json").out)
+    assert (seen["images"], seen["loss"]) == (360, same["loss"])
+    program.ok("cnn", "bench", "own.json", *BACKEND, "--steps", "1", "--batch-size", "5")
+    program.ok("cnn", "lower", "own.json", *weights, "--from", "last", "-o", "part.safetensors")
+
+    for option in (("--image", "1x8x8"), ("--classes", "10")):
+        for file in ("own.json", trained):  # they would do nothing
+            for call in (("plan", file, "--ranks", 2), ("bench", file)):
+                program.fails(2, f"{option[0]} belongs to a network's name", "cnn", *call, *option)
+    program.fails(2, "--classes belongs", "cnn", "train", "own.json", *QUICK[3:], "--classes", "10")
+    program.fails(2, "without numbers: give --weights", "cnn", "infer", "own.json", *INFER[3:])
+    program.fails(2, "without numbers: give --weights", "cnn", "lower", "own.json", "-o", "a.npz")
+    content = graph.as_json()
+    content["operations"][1]["kind"] = []
+    Path("kind.json").write_text(json.dumps(content))
+    Path("half.json").write_text("{")
+    images = OperationGraph("images")
+    images.add(Relu("relu"), images.add(Input("image", (1, 2, 2))))
+    Path("images.json").write_text(json.dumps(images.finish().as_json()))
+    for says, file in (
+        ("no such file", "none.json"),
+        ("it is not JSON", "half.json"),
+        ("kind is one of input, convolution", "kind.json"),
+        ("its output 'relu' is 1×2×2, expected was one logit", "images.json"),
+    ):
+        program.fails(3, rf"{file}: .*{says}", "cnn", "plan", file, "--ranks", 2)
+
+
+def test_weights_with_more_classes_than_the_images(program: Program) -> None:
+    """A file's last layer says how many logits there are; to train, a person does."""
+    graph = make_network("smallcnn", (1, 6, 6), 9)
+    write_state_dict("nine.safetensors", graph, initial_parameters(graph))
+    images = np.arange(8 * 36, dtype=np.int64).astype(np.uint8).reshape(8, 6, 6)
+    np.savez("four.npz", images=images, labels=np.arange(8) % 4)
+    given = ("smallcnn", "--inputs", "four.npz", *BACKEND, "--weights", "nine.safetensors")
+    found = strict(program.ok("cnn", "infer", *given, "--json").out)
+    assert (found["classes"], found["images"]) == (9, 8)
+    program.fails(3, r"'fc2\.weight' is \[9, 128\].* has \[4, 128\]", "cnn", "train", *given)
+    train = ("cnn", "train", *given, "--epochs", "1", "--classes")
+    assert strict(program.ok(*train, "9", "--json").out)["classes"] == 9
+    program.fails(3, "image 3 has the label 3, but smallcnn has 3 classes", *train, "3")
 
 
 # --- on ranks -----------------------------------------------------------------------------------

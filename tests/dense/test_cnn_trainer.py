@@ -314,6 +314,8 @@ def test_pictures_that_do_not_fit() -> None:
         network_for("lenet6")
     with pytest.raises(FormatError, match="no such file"):
         network_for("none.safetensors")
+    with pytest.raises(FormatError, match=r"none\.pth: no such file"):
+        network_for("none.pth")
 
 
 # --- planning, and measuring --------------------------------------------------------------------
@@ -355,7 +357,7 @@ def test_benchmark(training: bool) -> None:
 
 
 def test_inference_needs_numbers() -> None:
-    with pytest.raises(UsageError, match="smallcnn: is a name, and has no numbers"):
+    with pytest.raises(UsageError, match="smallcnn: is a network without numbers"):
         CnnInference(Alone(), "smallcnn", "digits")
 
 

@@ -560,7 +560,11 @@ def test_errors_of_the_command(command: Command, tmp_path: Path) -> None:
         (UsageError, "give --weights FILE", ("lenet5", *to)),
         (UsageError, "--image belongs to", (stored, *to, "--image", "1x12x12")),
         (UsageError, "--weights belongs to", (stored, *to, "--weights", stored)),
-        (UsageError, "--image 12: channels", ("lenet5", "--image", "12", "--weights", stored, *to)),
+        (
+            UsageError,
+            "--image '12': channels",
+            ("lenet5", "--image", "12", "--weights", stored, *to),
+        ),
         (UsageError, "give --sparsity", (stored, *to, "--keep", "fc1")),
         (UsageError, "sparsity must be", (stored, *to, "--sparsity", 1)),
         (InputError, "network 'lenet9' is unknown", ("lenet9", "--weights", stored, *to)),

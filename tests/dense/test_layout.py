@@ -149,3 +149,20 @@ def test_a_window_of_one_rank_is_moved_without_messages():
     np.testing.assert_array_equal(move.forward(x), x[1:5])
     back = move.backward(np.ones((4, 2)))
     np.testing.assert_array_equal(back[:, 0], [0, 1, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_unchanged_may_be_empty_along_another_axis(rank):
+    """One element, on rank 1 before and after; what rank 0 has of it are no rows, or no columns."""
+    world = Alone()
+    world.rank, world.size = rank, 2
+    owned = Layout.on_grid((2,), [Axis(1, (0,)), Axis(1)])
+    needed = Layout.on_grid((2,), [Axis(1), Axis(1, (0,))])
+    move = Move(world, owned, needed, np.float64)
+    assert move.unchanged
+    x = np.full(owned.block(rank).shape, 5.0)
+    brought = move.forward(x)
+    assert brought.shape == needed.block(rank).shape == ((1, 0), (1, 1))[rank]
+    back = move.backward(brought)
+    assert back.shape == x.shape
+    np.testing.assert_array_equal(back, x)

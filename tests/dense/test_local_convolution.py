@@ -90,6 +90,9 @@ EDGES = [
     case((2, 2, 5, 5), (3, 2, 2, 2), pads=(5, 0, 4, 7)),  # pads larger than the window
     case((1, 20, 64, 66), (4, 20, 5, 5), pads=(2, 2, 2, 2)),  # one image has several blocks
     case((5, 64, 3, 3), (24, 64, 3, 3), (2, 1), (1, 1, 1, 1)),
+    # Axes of one element: mirrored they are contiguous, with negative strides that torch refuses.
+    case((2, 3, 5, 4), (1, 3, 1, 1)),
+    case((2, 1, 5, 4), (3, 1, 1, 1), pads=(0, 0, 0, 1)),
 ]
 
 

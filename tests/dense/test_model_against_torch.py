@@ -14,6 +14,15 @@ from sparsednn.dense.grids import Grid, make_placement
 from sparsednn.dense.local.choose import make_backend
 from sparsednn.dense.model import DenseModel
 from sparsednn.dense.networks import make_network
+from sparsednn.dense.operations import (
+    Add,
+    Concatenate,
+    Convolution,
+    FullyConnected,
+    Input,
+    MaxPool,
+    Relu,
+)
 from sparsednn.dense.state_dict import to_torch
 from tiny_network import random_batch, tiny_network
 from torch_graphs import run
@@ -27,11 +36,32 @@ _QUICK = (("im2col", "data"), ("torch", "2d"))
 def _graph(name: str) -> OperationGraph:
     if name == "tiny":
         return tiny_network()
+    if name == "shared":
+        return _shared()
     return make_network(name, image={"resnet20": (3, 16, 16)}.get(name), classes=10)
+
+
+def _shared() -> OperationGraph:
+    """Nothing is trained in front of the first products; a gradient is two operations' at once."""
+    graph = OperationGraph("shared")
+    graph.add(Input("image", (3, 9, 8)))
+    graph.add(MaxPool("pool", (2, 2), (2, 2)), "image")
+    graph.add(Relu("positive"), "pool")
+    graph.add(Convolution("other", 4, (3, 3), padding=(1, 1)), "positive")
+    branches = []
+    for branch in ("a", "b"):
+        graph.add(Convolution(branch, 2, (3, 3), padding=(1, 1)), "positive")
+        branches.append(graph.add(Relu(f"{branch}_relu"), branch))
+    # Parts of one image's gradient are contiguous: no copies, and the sum's gradient is other's.
+    graph.add(Concatenate("both"), *branches)
+    graph.add(Add("sum"), "other", "both")
+    graph.add(FullyConnected("fc", 5), "sum")
+    return graph.finish()
 
 
 _CASES = [
     *(("tiny", backend, way) for backend in ("reference", "im2col", "torch") for way in _WAYS),
+    *(("shared", backend, "2d") for backend in ("reference", "im2col", "torch")),
     *((name, *case) for name in ("smallcnn", "lenet5", "resnet20") for case in _QUICK),
 ]
 
@@ -39,7 +69,7 @@ _CASES = [
 @pytest.mark.parametrize(("name", "backend", "algorithm"), _CASES)
 def test_training_pass(name: str, backend: str, algorithm: str) -> None:
     graph = _graph(name)
-    x, labels = random_batch(graph, 4, 7)
+    x, labels = random_batch(graph, 1 if name == "shared" else 4, 7)
     placements = {each: make_placement(Grid(), algorithm) for each in products(graph)}
     model = DenseModel(Alone(), graph, placements, make_backend(backend), dtype=np.float64, seed=1)
     store = model.parameters

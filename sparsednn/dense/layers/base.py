@@ -75,7 +75,8 @@ class PlacedOperation(abc.ABC):
     -----
     All ranks call `forward`, and then `backward` or `forget`, in the same order. Between them an
     operation keeps what it needs. Arrays that are given to it are not changed, unless
-    `may_overwrite` says so; arrays that it returns are the caller's, or are what it was given.
+    `overwrite_input` or `overwrite_gradient` says so; arrays that it returns are the caller's, or
+    are what it was given.
     """
 
     #: May be set by the network: inputs and gradients that nobody else will look at again.

@@ -99,7 +99,8 @@ class TorchBackend(Im2colBackend):
                 dy, kernel, x_shape, stride=stride, pads=pads, dilation=dilation, groups=groups
             )
         if plan.is_mirrored:
-            mirrored = np.ascontiguousarray(kernel[:, :, ::-1, ::-1].swapaxes(0, 1))
+            # Always a copy: for NumPy an axis of one element is contiguous backwards, too.
+            mirrored = kernel[:, :, ::-1, ::-1].swapaxes(0, 1).copy()
             dx = torch.conv2d(_tensor(dy), _tensor(mirrored), None, 1, plan.outer, dilation)
         else:
             # Of x, only the shape and the layout are looked at.

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import ceil, inf
 
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.grids import Grid, Placement
@@ -313,7 +313,7 @@ class _Planner:
         needs = "needs less than" if self.grid is None else "needs"
         return UsageError(
             f"--memory-per-rank {_bytes_text(self.limit)}: {what}{of} {needs} "
-            f"{_bytes_text(least)} a rank"
+            f"{_bytes_text(least, up=True)} a rank"
         )
 
 
@@ -323,12 +323,16 @@ def _with(placements: list[Placement], others: Iterable[Placement]) -> list[Plac
     return sorted(found.values(), key=lambda one: [*placements, *others].index(one))
 
 
-def _bytes_text(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
+def _bytes_text(count: float, *, up: bool = False) -> str:
+    """An amount for people; `up`: no less than it is, so that it will do as a limit."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
         if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+            break
+        count, unit = count / 1024, larger
+    if up:
+        count = ceil(count) if unit == "B" else ceil(count * 10) / 10
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 # --- what it costs ------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ buffers     halo: what is sent and received. `STREAM` with more than one rank in
             column: 2 (I + J); they stay between passes
 kept        E, if halos make a new array of it; `GATHER`: X instead, where others have parts of it,
             and so K
-forward     Y; `STREAM`: up to 3 Y, while panels are added up; with c-layers 3 Y, while it is packed
-            for the reduce-scatter; `GATHER`: 2 X and 2 K, while they are unpacked
-backward    Y, gathered; gradients E + 3 I + 2 J (`STREAM`), E + K (`REPLICATE`), or X + K and the
+forward     Y; `STREAM`: 2 Y, while panels are added up; with c-layers 3 Y, while it is packed for
+            the reduce-scatter; `GATHER`: 2 X and 2 K, while they are unpacked
+backward    Y, gathered; gradients E + 2 (I + J) (`STREAM`), E + K (`REPLICATE`), or X + K and the
             packed K, K_i and 2 X (`GATHER`)
 ==========  ====================================================================================
 
@@ -231,19 +231,17 @@ class _Panels:
 
     @property
     def forward(self) -> _Words:
-        """Copies of panels, the sum, and from the third panel on two parts of it."""
-        bringing = np.clip(self._number - 2, 0, 2) * self._output + self._copies(self._three)
-        parts = np.clip(self._number, 1, 3) * self._output
+        """Copies of panels, the sum, and from the second panel on what is added to it."""
+        bringing = np.clip(self._number - 2, 0, 1) * self._output + self._copies(self._three)
+        parts = np.clip(self._number, 1, 2) * self._output
         return np.asarray(np.maximum(bringing, parts + self._copies(self._two)), np.int64)
 
     def backward(self, input_gradient: bool) -> _Words:
-        """Copies of panels, gradients of this and of earlier ones whose sums are under way."""
-        if not input_gradient:
-            found = self._copies(self._two, kernel=False) + self._three * self._kernel
-        else:
-            gradients = self._three * self._input + self._two * self._kernel
-            found = self._copies(self._two) + gradients
-        return np.asarray(found, np.int64)
+        """Copies of panels, gradients of this one and of the one whose sums are under way."""
+        gradients = self._kernel + self._input * input_gradient
+        computing = self._copies(self._two, kernel=input_gradient) + self._two * gradients
+        bringing = self._copies(self._three, kernel=input_gradient) + self._one * gradients
+        return np.asarray(np.maximum(computing, bringing), np.int64)
 
 
 def _widest(widths: list[int], neighbours: int) -> int:

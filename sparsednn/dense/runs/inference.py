@@ -20,7 +20,7 @@ from sparsednn.dense.planning.request import Planning
 from sparsednn.dense.runs.checkpoint import CnnCheckpoint, is_checkpoint
 from sparsednn.dense.runs.filling import fill_from_file
 from sparsednn.dense.runs.placing import check_dtype, place_network
-from sparsednn.dense.runs.source import check_pictures, network_file, network_for
+from sparsednn.dense.runs.source import check_pictures, network_of_numbers, numbers_file
 from sparsednn.dense.runs.stepper import CnnStepper
 from sparsednn.dense.runs.warm_up import warm_up
 from sparsednn.errors import FormatError, UsageError
@@ -111,14 +111,14 @@ class CnnInference:
         start = time.perf_counter()
         with together(world, "loading the pictures"):
             check_dtype(dtype)
-            file = weights if weights is not None else network_file(network)
+            file = weights if weights is not None else numbers_file(network)
             if file is None:
                 raise UsageError(
-                    f"{network}: is a name, and has no numbers: give --weights FILE, or a "
+                    f"{network}: is a network without numbers: give --weights FILE, or a "
                     "checkpoint in its place"
                 )
             pictures = load_pictures(inputs, "test", folder=data, limit=images)
-            self.graph = network_for(network, pictures.image_shape, pictures.classes)
+            self.graph = network_of_numbers(network, file, pictures.image_shape, pictures.classes)
             check_pictures(self.graph, pictures)
             kept: dict[str, Any] = {}
             if is_checkpoint(file):

@@ -16,19 +16,23 @@ from sparsednn.datasets.pictures import Pictures, load_pictures
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.networks import make_network
 from sparsednn.dense.operations import Shape, shape_text
-from sparsednn.dense.state_dict import stored_network
+from sparsednn.dense.state_dict import network_in, stored_logits, stored_network
 from sparsednn.errors import FormatError, InputError, ShapeError
+from sparsednn.formats._common import reading
 
 __all__ = [
     "check_pictures",
     "network_file",
     "network_for",
+    "network_of_numbers",
+    "numbers_file",
     "pictures_record",
     "validation_pictures",
 ]
 
 _SYNTHETIC_TESTS = 256
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_GRAPH = ".json"
+_SUFFIXES = (_GRAPH, ".safetensors", ".pt", ".pth", ".bin")
 
 
 def network_file(name: str) -> Path | None:
@@ -41,6 +45,16 @@ def network_file(name: str) -> Path | None:
     return path if "/" in name or path.suffix in _SUFFIXES or os.path.isfile(name) else None
 
 
+def numbers_file(name: str) -> Path | None:
+    """Return the file if it should have a network's numbers; None if it is a name, or a graph.
+
+    >>> numbers_file("own.json"), numbers_file("run/checkpoint.safetensors")
+    (None, PosixPath('run/checkpoint.safetensors'))
+    """
+    path = network_file(name)
+    return None if path is None or path.suffix == _GRAPH else path
+
+
 def network_for(
     name: str, image: Shape | None = None, classes: int | None = None
 ) -> OperationGraph:
@@ -49,8 +63,8 @@ def network_for(
     Parameters
     ----------
     name
-        One of `networks.NETWORKS`, or a file that `state_dict.write_state_dict` or a training
-        wrote.
+        One of `networks.NETWORKS`; a file that `state_dict.write_state_dict` or a training wrote;
+        or what `OperationGraph.as_json` returns, in a file (.json).
     image, classes
         Of what it shall learn; None: what is usual for it. A file's network stays as it is.
 
@@ -61,11 +75,19 @@ def network_for(
     FormatError
         If there is no such file, it is damaged, or has no network in it.
     ShapeError
-        If images are too small for the network.
+        If images are too small for the network, or a file's network does not end in logits.
     """
     path = network_file(name)
     if path is None:
         return make_network(name, image=image, classes=classes)
+    with reading(path), open(path, "rb") as file:
+        graph = network_in(file.read(), path, "it") if path.suffix == _GRAPH else None
+    if graph is not None:
+        try:
+            _ = graph.classes
+        except ShapeError as error:
+            raise ShapeError(f"{path}: {error}") from error
+        return graph
     graph = stored_network(path) if path.suffix == ".safetensors" else None
     if graph is None:
         raise FormatError(
@@ -73,6 +95,31 @@ def network_for(
             f"--weights {path}"
         )
     return graph
+
+
+def network_of_numbers(name: str, file: Path, image: Shape, classes: int) -> OperationGraph:
+    """Return the network whose numbers are in a file, for images of a shape.
+
+    Parameters
+    ----------
+    name, image
+        As for `network_for`.
+    file
+        A state dict. Its last layer says how many classes a network that is named has: there may
+        be more than the images to look at have.
+    classes
+        Where the last layer is not in the file, which is told when the numbers are read.
+
+    Raises
+    ------
+    UnknownNameError, FormatError, ShapeError, MissingDependencyError
+        As for `network_for` and `state_dict.stored_logits`.
+    """
+    graph = network_for(name, image, classes)
+    if network_file(name) is not None:
+        return graph
+    found = stored_logits(file, graph)
+    return graph if found is None else network_for(name, image, found)
 
 
 def check_pictures(graph: OperationGraph, pictures: Pictures) -> None:

@@ -27,8 +27,8 @@ from sparsednn.dense.runs.placing import check_dtype, place_network
 from sparsednn.dense.runs.result import CnnResult
 from sparsednn.dense.runs.source import (
     check_pictures,
-    network_file,
     network_for,
+    numbers_file,
     pictures_record,
     validation_pictures,
 )
@@ -62,7 +62,10 @@ class CnnRun(EpochLoop):
     world
         All ranks.
     network
-        A name, made for the pictures; or a file, whose network and numbers training begins with.
+        A name, made for the pictures; or a file, whose network and numbers training begins with
+        (.json: the network alone).
+    classes
+        Of a name: how many; None: as many as the pictures have.
     inputs, images
         What to learn, see `datasets.pictures`: of a name the part to train, and its first images.
     settings
@@ -117,6 +120,7 @@ class CnnRun(EpochLoop):
         weights: Path | None = None,
         validate: str | None = None,
         images: int | None = None,
+        classes: int | None = None,
         data: Path | None = None,
         folder: Path | None = None,
         resume: bool = False,
@@ -132,7 +136,9 @@ class CnnRun(EpochLoop):
             if validate != "none":
                 self.tests = validation_pictures(inputs, validate, self.pictures, data)
             self.graph = network_for(
-                network, image=self.pictures.image_shape, classes=self.pictures.classes
+                network,
+                image=self.pictures.image_shape,
+                classes=self.pictures.classes if classes is None else classes,
             )
             for each in (self.pictures, self.tests):
                 if each is not None:
@@ -153,7 +159,7 @@ class CnnRun(EpochLoop):
         self.stepper = CnnStepper(
             self.model, settings.optimizer, clip=settings.clip, threads=threads
         )
-        self._begin(kept, weights if weights is not None else network_file(network))
+        self._begin(kept, weights if weights is not None else numbers_file(network))
         self._standing = Standing(world, _COUNTS, None if kept is None else kept.progress)
         self.resumed_step = self._standing.step
         self._metrics: MetricsFile | None = None
