@@ -45,6 +45,18 @@ def mpi(request: pytest.FixtureRequest) -> MpiRuns:
     return require_mpi(request.param)
 
 
+#: Starts are dear: all rank counts on one MPI and one of them on the other, where nothing depends on
+#: the library beyond what `tests/comm` holds against both.
+_STARTS = [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 3)]
+
+
+@pytest.fixture(scope="session", params=_STARTS, ids=lambda start: "-".join(map(str, start)))
+def mpi_and_ranks(request: pytest.FixtureRequest) -> tuple[MpiRuns, int]:
+    """An MPI implementation and a number of ranks, or skip with the reason."""
+    name, ranks = request.param
+    return require_mpi(name), ranks
+
+
 @lru_cache
 def _starts_ranks(file: Path) -> bool:
     return _START_RANKS.search(file.read_text(encoding="utf-8")) is not None

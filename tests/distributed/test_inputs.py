@@ -207,8 +207,8 @@ def test_a_wrong_image_is_found_by_who_reads_it(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_checks(mpi: MpiRuns, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks(mpi_and_ranks: tuple[MpiRuns, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    mpi, ranks = mpi_and_ranks
     monkeypatch.delenv("SPARSEDNN_DATA", raising=False)
     mpi.check(ranks, HERE / "check_inputs.py")
 

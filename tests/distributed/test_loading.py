@@ -18,8 +18,8 @@ from sparsednn.sources import load_network, official_size
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_checks(mpi: MpiRuns, ranks: int) -> None:
+def test_checks(mpi_and_ranks: tuple[MpiRuns, int]) -> None:
+    mpi, ranks = mpi_and_ranks
     mpi.check(ranks, HERE / "check_loading.py")
 
 

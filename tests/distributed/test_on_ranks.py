@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from mpi_runs import MpiRuns, require_mpi
 
 HERE = Path(__file__).resolve().parent
 ENGINE, RUN = HERE / "check_engine.py", HERE / "check_run.py"
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_engine_and_runs(mpi: MpiRuns, ranks: int) -> None:
+def test_engine_and_runs(mpi_and_ranks: tuple[MpiRuns, int]) -> None:
+    mpi, ranks = mpi_and_ranks
     mpi.check(ranks, ENGINE, RUN, timeout=500)
 
 
