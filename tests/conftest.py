@@ -45,8 +45,8 @@ def mpi(request: pytest.FixtureRequest) -> MpiRuns:
     return require_mpi(request.param)
 
 
-#: Starts are dear: all rank counts on one MPI and one of them on the other, where nothing depends on
-#: the library beyond what `tests/comm` holds against both.
+#: Starts are dear: all rank counts on one MPI and one of them on the other, where nothing depends
+#: on the library beyond what `tests/comm` holds against both.
 _STARTS = [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 3)]
 
 
