@@ -21,6 +21,8 @@ demo: $(VENV)/.run
 	# Training: a sparse network learns the digits, its neurons divided among two ranks.
 	$(BIN)/sparsednn partition mlp:64-256-10@0.2 --parts 2 --effort quick -o $(VENV)/digits.p2.npz
 	$(BIN)/sparsednn train mlp:64-256-10@0.2 --inputs digits --optimizer adam --lr 0.01 --partition $(VENV)/digits.p2.npz --ranks 2
+	# A dense CNN over the same communicator, 2D: the words sent are the closed form.
+	$(BIN)/sparsednn cnn train smallcnn --inputs digits --algorithm 2d --ranks 2 --epochs 5
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
