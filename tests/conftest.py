@@ -14,6 +14,9 @@ from mpi_runs import IMPLEMENTATIONS, MpiRuns, require_mpi
 #: Test files whose tests start ranks.
 _START_RANKS = re.compile(r"mpi_runs|mpiexec|comm.launcher|--ranks|doctor")
 
+#: Of these, those that may share the cores with others.
+_PATIENT = re.compile(r"tests/(dense|gpu)/|_cnn\.py")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -64,16 +67,20 @@ def _starts_ranks(file: Path) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Deal the tests out to workers (``-n 2``): what starts ranks stays on one.
+    """Deal the tests out to workers (``-n 2``): what starts ranks stays on one, mostly.
 
-    Ranks that spin while they wait would otherwise fight for the cores with those of another test.
-    Other tests go file by file, so that each module's fixtures are made once.
+    Ranks that spin while they wait would otherwise fight for the cores with those of another test,
+    and tests of faults and signals have limits of seconds. Other tests go file by file, so that
+    each module's fixtures are made once; so do those of dense networks and GPUs: their check
+    programs have minutes, and without them that one worker would be the last by far.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::", 1)[0]
-            return "ranks" if _starts_ranks(config.rootpath / file) else file
+            if _PATIENT.search(file) or not _starts_ranks(config.rootpath / file):
+                return file
+            return "ranks"
 
     return ByFile(config, log)
