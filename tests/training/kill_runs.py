@@ -292,8 +292,11 @@ class KillRuns:
             time.sleep(0.02)
         if alive:
             raise WrongError(f"processes of the launcher are left: {alive}")
-        lines = [line for line in self.told("err").splitlines() if "Traceback" in line]
-        if lines or "sparsednn: error:" in self.told("err"):
+        # A rank may see that its partner has gone before the launcher ends it: that is the truth.
+        told = [
+            line for line in self.told("err").splitlines() if "MPI reports an error" not in line
+        ]
+        if any("Traceback" in line or "sparsednn: error:" in line for line in told):
             raise WrongError(f"a rank has something to tell: {self.told('err')}")
 
     def check_files(self, kill: Kill) -> str:
