@@ -40,8 +40,9 @@ def _chain_equal_rows(
         back = at - 1
         # Rows of another pattern can share the hash: go back over all with an equal hash.
         while back >= 0 and hashes[order[back]] == hashes[row]:
-            other = order[back]
-            if leader[other] == other and indptr[other + 1] - indptr[other] == length:
+            # The leader of the row before: else a thousand equal rows would be walked over by each.
+            other = leader[order[back]]
+            if indptr[other + 1] - indptr[other] == length:
                 same = True
                 for k in range(length):
                     if indices[indptr[row] + k] != indices[indptr[other] + k]:

@@ -20,7 +20,21 @@ import typer
 from typer.core import TyperGroup
 
 from sparsednn import __version__
-from sparsednn.cli import cnn, data, doctor, model, partition, prune, run, train
+from sparsednn.cli import (
+    calibrate,
+    cnn,
+    data,
+    doctor,
+    model,
+    partition,
+    plan,
+    prune,
+    run,
+    simulate,
+    sweep,
+    train,
+    validate,
+)
 from sparsednn.errors import SparseDNNError
 
 __all__ = ["app", "main"]
@@ -88,6 +102,11 @@ app.command("infer")(run.infer)
 app.command("train")(train.train)
 app.add_typer(cnn.app, name="cnn")
 app.add_typer(data.app, name="datasets")
+app.command("plan")(plan.plan)
+app.command("sweep")(sweep.sweep)
+app.command("simulate")(simulate.simulate)
+app.command("validate")(validate.validate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(run.demo)
 

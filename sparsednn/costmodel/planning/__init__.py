@@ -1,0 +1,1 @@
+"""Planning: the best configuration for each number of ranks, sweeps, simulated scaling."""
