@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from sparsednn.costmodel.scaling import (
     sparse_contenders,
     winners_text,
 )
+from sparsednn.machine import available_cores
 
 _SIZES = (1024, 4096, 16384, 65536)
 _NETWORKS = ("resnet50", "vgg16")
@@ -67,22 +69,21 @@ def rounded(value: Any) -> Any:
 
 
 def record(row: ScalingRow) -> Record:
-    """What is kept of a row."""
-    return {
+    """What is kept of a row: of the winner more than of the others."""
+    found: Record = {
         "ranks": row.ranks,
         "images": row.images,
         "contenders": {
-            name: {
-                "configuration": str(one.configuration),
-                "seconds": one.prediction.seconds,
-                "words": one.prediction.words,
-                "memory_bytes": one.prediction.memory_bytes,
-                "bound": one.prediction.bound,
-                "charged": dict(one.prediction.charged),
-            }
+            name: {"configuration": str(one.configuration), "seconds": one.prediction.seconds}
             for name, one in row.entries.items()
         },
     }
+    if row.entries:
+        won = row.entries[row.winner].prediction
+        found["contenders"][row.winner] |= {
+            "words": won.words, "memory_bytes": won.memory_bytes, "bound": won.bound,
+        }  # fmt: skip
+    return found
 
 
 def section(rows: Iterable[ScalingRow], images: str, said: Callable[[str], None]) -> Record:
@@ -108,7 +109,7 @@ def sparse_figures(
     for name, training, images in (("inference", False, _RUN), ("training", True, _STEP)):
         model = SparseModel(sample, methods=_METHODS, maker=maker, threads=1, training=training)
         if name == "inference" and "spmv" in parts:
-            found["partitions"] = partition_figures(model, maker, said)
+            found["partitions"] = partition_figures(model, said)
             said("one image")
             rows = simulated_rows(model, platform, _RANKS, 1)
             found["spmv"] = {"rows": [asdict(row) for row in rows]}
@@ -124,9 +125,7 @@ def sparse_figures(
     return found
 
 
-def partition_figures(
-    model: SparseModel, maker: PartitionMaker, said: Callable[[str], None]
-) -> list[Record]:
+def partition_figures(model: SparseModel, said: Callable[[str], None]) -> list[Record]:
     """Words and messages per layer of every partition."""
     found = []
     for parts in _RANKS[1:]:
@@ -138,29 +137,27 @@ def partition_figures(
                 row[method] = {
                     "words": float(work.words_sent.sum()) / work.layers,
                     "messages": float(work.messages_sent.sum()) / work.layers,
-                    "seconds": maker.seconds.get((method, parts)),
                 }
         found.append(row)
     return found
 
 
-def cnn_figures(network: str, platform: Platform) -> Record:
-    """Everything about a dense network."""
+def cnn_figures(network: str, kind: str, platform: Platform) -> Record:
+    """A dense network: ``strong`` or ``weak``."""
     from sparsednn.dense.networks import make_network
 
     graph = make_network(network)
     model = DenseModel(graph, strategies=_STRATEGIES, threads=1, optimizer_slots=1)
-    found: Record = {"model": network, "parameters": graph.trained_words}
     contenders = {name: _strategy(name) for name in _STRATEGIES}
-    said = _teller(network)
-    for kind, images, text in (
-        ("strong", _constant(_CNN_STEP), f"{_CNN_STEP:,} images"),
-        ("weak", _growing(_CNN_EACH), f"{_CNN_EACH} images a rank"),
-    ):
-        said(kind)
-        rows = scaling_rows(model, platform, _CNN_RANKS, images, contenders)
-        found[kind] = section(rows, text, said)
-    return found
+    images, text = {
+        "strong": (_constant(_CNN_STEP), f"{_CNN_STEP:,} images"),
+        "weak": (_growing(_CNN_EACH), f"{_CNN_EACH} images a rank"),
+    }[kind]
+    said = _teller(f"{network}, {kind}")
+    rows = scaling_rows(model, platform, _CNN_RANKS, images, contenders)
+    return {
+        "model": network, "parameters": graph.trained_words, kind: section(rows, text, said),
+    }  # fmt: skip
 
 
 def _strategy(name: str) -> Contender:
@@ -221,25 +218,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     if options.cache is not None:
         options.cache.mkdir(parents=True, exist_ok=True)
-    jobs: list[tuple[str, str, Callable[[], Record]]] = []
-    if set(options.only) & set(_PARTS[:-1]):
-        jobs += [
-            (
-                "sparse",
-                str(size),
-                partial(sparse_figures, size, platform, options.cache, options.only),
-            )
-            for size in options.sizes
-        ]
-    if "cnn" in options.only:
-        jobs += [
-            ("cnn", name, partial(cnn_figures, name, platform))
-            for name in options.networks.split(",")
-        ]
-    for part, name, make in jobs:
+
+    def keep(part: str, name: str, made: Record) -> None:
         known = figures[part].setdefault(name, {})
-        known |= rounded(make())
+        known |= rounded(made)
         options.results.write_text(_text(figures))
+
+    sizes = options.sizes if set(options.only) & set(_PARTS[:-1]) else []
+    names = options.networks.split(",") if "cnn" in options.only else []
+    # Looking for grids takes one core, and minutes: it goes on beside the sparse networks.
+    with ProcessPoolExecutor(available_cores(), multiprocessing.get_context("spawn")) as pool:
+        dense = [
+            (name, pool.submit(cnn_figures, name, kind, platform))
+            for name in names
+            for kind in ("strong", "weak")
+        ]
+        for size in sizes:
+            keep("sparse", str(size), sparse_figures(size, platform, options.cache, options.only))
+        for name, made in dense:
+            keep("cnn", name, made.result())
     for path in page.write(figures, options.out):
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

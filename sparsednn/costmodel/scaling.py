@@ -8,10 +8,9 @@ Must not know: which networks and platforms are of interest, files.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sparsednn.costmodel.planning.report import seconds_text
 from sparsednn.costmodel.planning.rows import (
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from sparsednn.costmodel.platform import Platform
 
 __all__ = [
+    "EQUAL",
     "Change",
     "Contender",
     "ScalingRow",
@@ -38,6 +38,9 @@ __all__ = [
 
 #: Whether a configuration is one of a contender's.
 Contender = Callable[[Configuration], bool]
+
+EQUAL: Final = 1.02
+"""Up to so many times the least time counts as equal to it."""
 
 #: Shares below this are not worth a word.
 _SHARE = 0.05
@@ -61,8 +64,11 @@ class ScalingRow:
 
     @property
     def winner(self) -> str:
-        """The quickest; among equals the first contender."""
-        return min(self.entries, key=lambda name: self.entries[name].prediction.seconds)
+        """The first contender that is `EQUAL` to the quickest: the plainest comes first."""
+        least = min(one.prediction.seconds for one in self.entries.values())
+        return next(
+            name for name, one in self.entries.items() if one.prediction.seconds <= EQUAL * least
+        )
 
     def seconds(self, contender: str) -> float | None:
         """Seconds of a contender, None if it does not fit."""
@@ -127,7 +133,7 @@ def scaling_rows(
     images
         Of all ranks together, by the number of ranks: constant, or growing.
     contenders
-        By name; their order decides among equals.
+        By name, the plainest first: order decides among equals.
     """
     for number in ranks:
         batch = images(number)
@@ -149,22 +155,30 @@ def scaling_rows(
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From one number of ranks to the next another contender wins."""
+    """At a number of ranks another contender wins than before.
 
-    before: ScalingRow
-    after: ScalingRow
+    Attributes
+    ----------
+    old, new
+        Contenders.
+    row
+        The first at which the new one is clearly quicker, or the old one does not fit.
+    """
+
+    old: str
+    new: str
+    row: ScalingRow
 
     def __str__(self) -> str:
         """Return where, what both take there, and what the loser's time is for."""
-        old, new = self.before.winner, self.after.winner
-        won = self.after.entries[new]
-        what = f"from {self.after.ranks:,} ranks on {named(new, won)}"
-        lost = self.after.entries.get(old)
+        won = self.row.entries[self.new]
+        what = f"from {self.row.ranks:,} ranks on {named(self.new, won)}"
+        lost = self.row.entries.get(self.old)
         if lost is None:
-            return f"{what}: {old} does not fit the memory any more"
+            return f"{what}: {self.old} has no work for all ranks, or does not fit"
         return (
             f"{what}: {seconds_text(won.prediction.seconds)} against "
-            f"{seconds_text(lost.prediction.seconds)} of {old}, of which "
+            f"{seconds_text(lost.prediction.seconds)} of {self.old}, of which "
             f"{charged_text(lost)}; its own: {charged_text(won)}"
         )
 
@@ -186,26 +200,41 @@ def charged_text(one: Candidate) -> str:
 
 
 def changes(rows: Sequence[ScalingRow]) -> list[Change]:
-    """Return where the winner changes; rows in ascending order of ranks, one of them left out: on
-    one rank all contenders are the same.
+    """Return where the winner changes.
+
+    One rank is left out, as all contenders are the same there. Who is `EQUAL` to the quickest goes
+    on as the winner.
+
+    Parameters
+    ----------
+    rows
+        In ascending order of ranks.
     """
-    several = [row for row in rows if row.ranks > 1 and row.entries]
-    return [
-        Change(before, after)
-        for before, after in itertools.pairwise(several)
-        if before.winner != after.winner
-    ]
+    found: list[Change] = []
+    current = ""
+    for row in _several(rows):
+        seconds = row.seconds(current)
+        least = min(one.prediction.seconds for one in row.entries.values())
+        if current and (seconds is None or seconds > EQUAL * least):
+            found.append(Change(current, row.winner, row))
+        if not current or (found and found[-1].row is row):
+            current = row.winner
+    return found
 
 
 def winners_text(rows: Sequence[ScalingRow]) -> list[str]:
     """Who wins first, and a line for each change."""
-    several = [row for row in rows if row.ranks > 1 and row.entries]
+    several = _several(rows)
     if not several:
         return []
     found, first = changes(rows), several[0]
-    start = f"{named(first.winner, first.entries[first.winner])} is the quickest"
+    start = f"{first.winner} is the quickest"
     if not found:
         return [f"{start} from {first.ranks:,} to {several[-1].ranks:,} ranks"]
-    last = found[0].before.ranks
+    last = max(row.ranks for row in several if row.ranks < found[0].row.ranks)
     where = f"on {last:,}" if last == first.ranks else f"from {first.ranks:,} to {last:,}"
     return [f"{start} {where} ranks", *map(str, found)]
+
+
+def _several(rows: Sequence[ScalingRow]) -> list[ScalingRow]:
+    return [row for row in rows if row.ranks > 1 and row.entries]

@@ -68,7 +68,7 @@ def test_the_winner_changes_where_its_price_is_higher() -> None:
     assert set(rows[1].entries) == {"data", "joint"}  # nobody offers random
     assert [row.winner for row in rows[1:]] == ["data", "data", "data", "joint", "joint"]
     (change,) = changes(rows)
-    assert change.after.ranks == 16
+    assert (change.old, change.new, change.row.ranks) == ("data", "joint", 16)
     first, second = winners_text(rows)
     assert first.startswith("data")
     assert first.endswith("is the quickest from 2 to 8 ranks")

@@ -28,6 +28,10 @@ FALLBACK: Final = "two-core-server"
 
 Progress = Callable[[str], None]
 
+#: Spent on operations of dense networks, all backends and numbers of threads together.
+_DENSE_SECONDS: Final = 70.0
+_QUICK_DENSE_SECONDS: Final = 16.0
+
 
 def calibrate(
     out: str | os.PathLike[str] | None = None,
@@ -136,7 +140,7 @@ class _Stages:
             within=link,
             measured=self.measured,
         )
-        platform = self._linked(self._sparse(platform))
+        platform = self._dense(self._linked(self._sparse(platform)))
         self.measured["residuals"] = self.residuals
         return replace(platform, measured=self.measured)
 
@@ -248,6 +252,21 @@ class _Stages:
                 self.residuals += errors
         if tables:
             self.measured["linked"] = tables
+        return replace(platform, measured=self.measured)
+
+
+    def _dense(self, platform: Platform) -> Platform:
+        """What operations of dense networks take; last, as PyTorch changes a process for good."""
+        from sparsednn.costmodel.calibration.dense import measure_dense
+
+        cores = machine().cores
+        table = measure_dense(
+            threads=tuple(sorted({1, min(2, cores)})),
+            seconds=_QUICK_DENSE_SECONDS if self.quick else _DENSE_SECONDS,
+            progress=self.told,
+        )
+        self.residuals += table.pop("residuals")
+        self.measured["dense"] = table
         return replace(platform, measured=self.measured)
 
 

@@ -195,9 +195,7 @@ class _Run:
     def observed(self) -> _Observed:
         """Return its operations with their times."""
         taken = min(_TAKEN, len(self._laps) - 1)
-        laps = {
-            key: sorted(lap[key] for lap in self._laps)[taken] for key in self._laps[0]
-        }
+        laps = {key: sorted(lap[key] for lap in self._laps)[taken] for key in self._laps[0]}
         flow: Flow = self.model.batch(self.images).flow
         rows = []
         for operation in local_work(flow, training=True):

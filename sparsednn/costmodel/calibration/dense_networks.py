@@ -8,8 +8,8 @@ images          1 to 128 (logarithmic) of 1 to 16 channels and 4 to 64 rows and 
 stages          1 to 5, each a convolution (half of them), a residual block, two branches that are
                 concatenated, or a pooling
 convolutions    filters 4 to 512: a third 4, 6, 8, 12 or 16, most others multiples of eight; taps
-                3×3 (half), 1×1, 5×5, on few channels 7×7, 11×11; stride 1 or 2; with padding or none; with batch
-                normalisation or a bias
+                3×3 (half), 1×1, 5×5, on few channels 7×7, 11×11; stride 1 or 2; with padding or
+                none; with batch normalisation or a bias
 pooling         2×2 by 2, 3×3 by 2, 3×3 by 1; at the end of some the whole image
 fully conn.     none to two of 16 to 1024 (logarithmic), then logits of 2 to 200 classes
 ==============  ====================================================================================

@@ -26,6 +26,7 @@ from sparsednn.costmodel.calibration.timing import FULL, Action, Effort, in_roun
 from sparsednn.costmodel.platform import Platform
 from sparsednn.costmodel.sparse.kernels import OPTIMIZERS, SparseRates
 from sparsednn.costmodel.sparse.terms import run_terms, step_terms
+from sparsednn.costmodel.sparse.training import divided_step
 from sparsednn.costmodel.sparse.work import SparseWork
 from sparsednn.distributed.shard import whole_shard
 from sparsednn.inputs import InputSet
@@ -58,6 +59,9 @@ _RUNS: Final = (
     (448, 1, 8, 1, (192, 1920)),
     (1216, 8, 16, 1, (48, 960)),
     (2304, 8, 32, 2, (48, 480)),
+    (832, 32, 32, 10, (1, 48, 480)),
+    (576, 16, 32, 16, (48, 240)),
+    (3328, 32, 64, 5, (1, 48, 192)),
 )
 #: Width, rows that share a pattern, pattern length, layers, and the batches of steps with it.
 _STEPS: Final = (
@@ -77,6 +81,10 @@ _STEPS: Final = (
 #: Costs of a step that are timed by themselves, on tiles of so many rows and columns.
 _ALONE: Final = ("load_element", "bias_row", "bias_element", "loss_element")
 _TILES: Final = ((64, 16), (256, 64), (1024, 24), (2048, 96))
+#: Blocks whose pattern the block before has, too.
+_AGAIN: Final = "again"
+#: Of the steps, those that a team of threads does, too.
+_TEAMS: Final = slice(2, None, 2)
 _PARAMETERS: Final = (1 << 14, 1 << 18, 1 << 22)
 
 
@@ -139,28 +147,31 @@ def measure_small(
     last = float(machine().l3)
     rates = replace(SparseRates.of(platform), last_cache=last)
     told("sparse engines: inference")
-    small, inference, residuals = _fitted(
-        "inference", [_inference(rates, *one) for one in _each(_RUNS)], effort
-    )
+    runs = [_inference(rates, *one) for one in _each(_RUNS)]
+    small, inference, residuals = _fitted("inference", runs, effort)
+    again = max(0.1, small.pop(_AGAIN) / max(inference, 0.1))
     told("sparse engines: loops")
     loops, parameters = _loops(effort)
     small |= loops
     told("sparse engines: training")
     known = replace(
-        rates, small={**rates.small, **small}, parameters=parameters, inference_factor=inference
-    )
+        rates, small={**rates.small, **small}, parameters=parameters, inference_factor=inference,
+        again_factor=again,
+    )  # fmt: skip
     more, training, errors = _fitted(
         "training", [_step(known, *one) for one in _each(_STEPS)], effort
     )
     small |= more
     told("sparse engines: threads")
-    busy, thread = _threads(effort)
-    small["thread"] = thread
+    busy, small["thread"] = _threads(effort)
+    known = replace(known, small={**known.small, **small}, training_factor=training, busy=busy)
+    team, small["meet"], of_teams = _teams(replace(platform, measured={}), known, effort)
     table = {
         "small": small, "last_cache_bytes": last, "busy": busy, "parameters": parameters,
-        "inference_factor": inference, "training_factor": training,
+        "inference_factor": inference, "training_factor": training, "again_factor": again,
+        "team_factor": team,
     }  # fmt: skip
-    return table, [residuals, errors]
+    return table, [residuals, errors, *of_teams]
 
 
 def _each(runs: tuple[tuple[Any, ...], ...]) -> list[tuple[SparseNetwork, int]]:
@@ -198,36 +209,61 @@ def _dense_images(n_in: int, images: int) -> InputSet:
 def _inference(rates: SparseRates, network: SparseNetwork, images: int) -> _Run:
     plan = NumbaPlan(network)
     inputs = _dense_images(network.n_in, images)
-    blocks, terms = run_terms(
-        rates, SparseWork.whole(network), images,
-        columns=plan.tiling.columns, nonzeros=float(inputs.indices.size),
-    )  # fmt: skip
-    return _Run(repeated(lambda: plan.run(inputs)), blocks, terms)
+    given = {"columns": plan.tiling.columns, "nonzeros": float(inputs.indices.size)}
+    work = SparseWork.whole(network)
+    every, terms = run_terms(rates, work, images, **given)
+    first, _ = run_terms(replace(rates, again_factor=0.0), work, images, **given)
+    return _Run(repeated(lambda: plan.run(inputs)), first, {**terms, _AGAIN: every - first})
 
 
-def _step(rates: SparseRates, network: SparseNetwork, batch: int) -> _Run:
+def _teams(
+    platform: Platform, rates: SparseRates, effort: Effort
+) -> tuple[float, float, list[dict[str, Any]]]:
+    """What a team of threads takes over what each thread's share does; seconds of one meeting."""
+    cores = machine().cores
+    if cores < 2:
+        return 1.0, 0.0, []
+    rates = replace(rates, small={**rates.small, "meet": 0.0})
+    actions, serial, divided, meetings = [], [], [], []
+    for network, batch in _each(_STEPS)[_TEAMS]:
+        actions.append(_steps(network, batch, cores)[0])
+        work = SparseWork.whole(network, training=True)
+        parts = divided_step(platform, work, batch, threads=cores, rates=rates)
+        serial.append(parts[0])
+        divided.append(parts[1])
+        meetings.append(parts[2])
+    seconds = in_rounds(actions, effort)
+    left = np.maximum(seconds - np.array(serial), 0.05 * seconds)
+    terms = [np.array(divided), np.array(meetings)]
+    factor, meet = fit_linear(terms, left, of=seconds).coefficients.tolist()
+    told = np.array(serial) + factor * terms[0] + meet * terms[1]
+    return max(0.1, factor), meet, [residuals_of(told, seconds).as_table("sparse training, team")]
+
+
+def _steps(network: SparseNetwork, batch: int, threads: int) -> tuple[Action, int]:
+    """Steps of training, and the columns of a piece."""
     settings = Settings(epochs=1, batch_size=batch, optimizer=SGD(momentum=0.9))
     alone = Alone()
     placed = PlacedNetwork(
         whole_shard(network), None, alone, alone, settings,
-        kernel="numba", threads=1, columns=batch,
+        kernel="numba", threads=threads, columns=batch,
     )  # fmt: skip
     labels = np.random.default_rng(0).integers(0, network.n_out, batch)
     examples = LocalExamples(_dense_images(network.n_in, batch), labels, None, "calibration")
     ids = np.arange(batch)
-    blocks, rest, terms = step_terms(
-        rates, SparseWork.whole(network, training=True), batch,
-        tile=placed.engine.tile, optimizer="momentum",
-    )  # fmt: skip
-    known = {name: count for name, count in terms.items() if name in _ALONE}
 
     def step() -> None:
         placed.stepper.train(examples, ids, batch, rate=1e-9, step=1)
 
-    return _Run(
-        repeated(step), blocks, {name: terms[name] for name in terms if name not in _ALONE},
-        rest + sum(rates.seconds(name) * count for name, count in known.items()),
-    )  # fmt: skip
+    return repeated(step), placed.engine.tile
+
+
+def _step(rates: SparseRates, network: SparseNetwork, batch: int) -> _Run:
+    action, tile = _steps(network, batch, 1)
+    work = SparseWork.whole(network, training=True)
+    backward, rest, terms = step_terms(rates, work, batch, tile=tile, optimizer="momentum")
+    alone = sum(rates.seconds(name) * terms.pop(name) for name in _ALONE)
+    return _Run(action, backward, terms, rest + alone)
 
 
 def _loops(effort: Effort) -> tuple[dict[str, float], dict[str, list[float]]]:

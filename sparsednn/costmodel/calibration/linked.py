@@ -7,10 +7,10 @@ so that the slower of two cores counts, moment by moment. Both are more than the
 much is a property of the machine: it is fitted to runs of random networks on ranks, which have many
 words and few, wide layers and narrow ones:
 
-    run = others + f · blocks + e · exchanges + c · layers + b · bytes
+    run = g · others + f · blocks + e · exchanges + c · layers + b · bytes
 
-with the blocks' seconds and the exchanges' as they are alone, and the bytes that the busiest rank
-sends. Must not know: networks that anybody runs.
+with the seconds of blocks, exchanges and everything else as they are alone, and the bytes that the
+busiest rank sends. Must not know: networks that anybody runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsednn.costmodel.calibration.fit import fit_linear, residuals_of
+from sparsednn.costmodel.calibration.fit import fit_linear
 from sparsednn.costmodel.calibration.timing import Effort, in_rounds
 from sparsednn.network import SparseLayer, SparseNetwork
 
@@ -49,7 +49,7 @@ _RUNS: Final = (
     (64, 4, 16, 32, 40, 1),
     (2400, 4, 48, 1200, 4, 96),
 )
-_COEFFICIENTS: Final = ("blocks", "exchanges", "layer_seconds", "seconds_per_byte")
+_COEFFICIENTS: Final = ("others", "blocks", "exchanges", "layer_seconds", "seconds_per_byte")
 _WORD: Final = 4
 
 
@@ -189,7 +189,7 @@ def fit_linked(
     Returns
     -------
     tables, residuals
-        For ``measured["linked"]``: ``kind``, ``ranks`` and the four coefficients; errors.
+        For ``measured["linked"]``: ``kind``, ``ranks`` and the five coefficients; errors.
     """
     tables, residuals = [], []
     for kind, seconds in found.items():

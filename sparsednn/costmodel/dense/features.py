@@ -45,14 +45,16 @@ PLANE: Final = (
 )  # fmt: skip
 
 _SORTS: Final = ("matrix", "pointwise", "window")
+_BETWEEN: Final = (
+    *("relu", "batch_norm", "max_pool", "average_pool", "add", "concatenate", "loss"),
+)
 PRODUCTS: Final = tuple(
     f"{sort}_{each}" for sort in _SORTS for each in ("forward", "backward", "first")
 )
-_PLANES: Final = tuple(
-    f"{kind}_{each}"
-    for kind in ("relu", "batch_norm", "max_pool", "average_pool", "add", "concatenate", "loss")
-    for each in ("forward", "backward")
-) + ("data", "update", "gradients")
+_PLANES: Final = (
+    *(f"{kind}_{each}" for kind in _BETWEEN for each in ("forward", "backward")),
+    *("data", "update", "gradients"),
+)
 KINDS: Final = PRODUCTS + _PLANES
 
 #: Filters and channels come in blocks of so many: a vector of float32.
@@ -127,7 +129,7 @@ def _product_terms(sort: str, rows: Rows) -> NDArray[np.float64]:
 
 
 def _plane_terms(kind: str, rows: Rows) -> NDArray[np.float64]:
-    b, c, h, w, k, ho, wo, r, s, stride, parts, nbytes = rows.T
+    b, c, h, w, k, ho, wo, r, s, stride, _, nbytes = rows.T
     one, cold = np.ones_like(b), _cold(nbytes)
     x, y = b * c * h * w, b * k * ho * wo
     large = np.maximum(x - _LARGE, 0.0)

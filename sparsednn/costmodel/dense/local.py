@@ -84,9 +84,7 @@ class Seconds:
         return {OVERHEAD: self.overhead, FLOPS: self.flops, MEMORY: self.memory}
 
 
-def amounts(
-    kind: str, rows: Rows
-) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+def amounts(kind: str, rows: Rows) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
     """Return calls, and ``(operations,)`` flops and bytes of a kind's operations."""
     if kind.startswith(("matrix", "pointwise", "window")):
         b, c, h, w, k, r, s, _, _, ho, wo, _ = rows.T

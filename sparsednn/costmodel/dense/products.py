@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ from sparsednn.dense.grids import GATHER, REPLICATE, STREAM
 __all__ = ["ProductTimes"]
 
 _Floats = NDArray[np.float64]
+#: Numbers of each rank, and ranks that share them with how far they are apart.
+_Panel = tuple[NDArray[Any], tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +99,8 @@ class ProductTimes:
         gradient = self.step.input_gradient
         replicated = self.mode == REPLICATE
         filters = shares.distribution.bias.sizes() * self.bias
-        if self.bias and not replicated:
-            self._start(timeline, "allreduce", filters, shares.column)
+        if self.bias and not replicated and shares.column[0] > 1:
+            self._begin(timeline, "allreduce", filters, shares.column)
         self._whole(timeline, "allgather", shares.result, shares.layers)
         if self.mode == STREAM:
             self._stream(timeline, BACKWARD if gradient else FIRST)
@@ -107,8 +110,8 @@ class ProductTimes:
                 self._whole(timeline, "reduce_scatter", shares.kernel, shares.column)
                 if gradient:
                     self._whole(timeline, "reduce_scatter", shares.source, shares.row)
-        if replicated:
-            self._start(timeline, "allreduce", shares.kernel + filters, shares.column)
+        if replicated and shares.column[0] > 1:
+            self._begin(timeline, "allreduce", shares.kernel + filters, shares.column)
         if gradient:
             self._halo(timeline, back=True)
 
@@ -123,7 +126,7 @@ class ProductTimes:
         if self.shares.uneven.any() and self.local.backend == "torch":
             # Padding that differs between sides is added by hand, and cut away behind.
             copies = 2 if which == BACKWARD else 1
-            height, width = self.shares.extended
+            width = self.shares.extended[1]
             words = self.shares.source * copies * self.shares.uneven
             rows = words / np.maximum(width, 1)
             timeline.compute({"memory bandwidth": self.transfers.packing(2.0 * words, rows)})
@@ -134,7 +137,7 @@ class ProductTimes:
         distribution = self.shares.distribution
         self.transfers.move(timeline, distribution.input, distribution.extended, back=back)
 
-    def _bytes(self, words: NDArray[np.int64] | _Floats) -> float:
+    def _bytes(self, words: NDArray[Any]) -> float:
         return float(words.max(initial=0)) * self.transfers.itemsize
 
     def _whole(
@@ -147,56 +150,53 @@ class ProductTimes:
         copied = self.transfers.packing(words.astype(np.float64))
         timeline.compute({"memory bandwidth": copied})
 
-    def _start(
-        self, timeline: Timeline, verb: str, words: NDArray[np.int64], group: tuple[int, int]
-    ) -> None:
-        if group[0] > 1:
-            timeline.start(
-                self.transfers.collective(verb, group, self._bytes(words), started=True)
-            )
-
     # -- panels ----------------------------------------------------------------------------------
 
     def _stream(self, timeline: Timeline, which: str) -> None:
-        shares, panels = self.shares, self.panels
+        panels = self.panels
         every = max(1, sum(panels))
-        with_kernel = which != FIRST
-        forward = which == FORWARD
-        running: float = 0.0
-
-        def parts(share: float) -> list[tuple[NDArray[np.float64], tuple[int, int]]]:
-            return [(shares.source * share, shares.row), (shares.kernel * share, shares.column)]
-
+        brought = self._bring(timeline, panels[0] / every, which) if panels else 0
+        reduced = 0
         for number, channels in enumerate(panels):
-            share = channels / every
-            # Broadcasts of this panel went on beside the one before: what is left is waited for.
-            for position, (words, group) in enumerate(parts(share)):
-                if position == 0 or with_kernel:
-                    if group[0] > 1:
-                        timeline.start(
-                            self.transfers.collective(
-                                "broadcast", group, self._bytes(words), started=True
-                            )
-                        )
-                    timeline.compute({"memory bandwidth": self.transfers.packing(words)})
-            running = share
-            if number == 0 or not forward:
-                timeline.finish()
-            if number and forward:
-                timeline.finish()
-                self._add(timeline, shares.result.astype(np.float64))
+            following = number + 1 < len(panels)
+            coming = self._bring(timeline, panels[number + 1] / every, which) if following else 0
+            timeline.finish(brought)
             self._compute(timeline, which, channels)
-            if forward:
-                continue
-            for position, (words, group) in enumerate(parts(running)):
-                if group[0] > 1 and (position == 1 or which == BACKWARD):
-                    timeline.start(
-                        self.transfers.collective(
-                            "reduce", group, self._bytes(words), started=True
-                        )
-                    )
-        timeline.finish()
+            if which == FORWARD:
+                if number:  # the panel's part is added to the output
+                    result = 1.5 * self.shares.result
+                    timeline.compute({"memory bandwidth": self.transfers.packing(result)})
+            else:
+                timeline.finish(reduced)
+                reduced = self._reduce(timeline, channels / every, which)
+            brought = coming
+        timeline.finish(reduced)
 
-    def _add(self, timeline: Timeline, words: _Floats) -> None:
-        """Add a panel's part to the output."""
-        timeline.compute({"memory bandwidth": self.transfers.packing(1.5 * words)})
+    def _panel(self, share: float, *, source: bool, kernel: bool) -> list[_Panel]:
+        """A panel's numbers, and who shares them."""
+        found = [(self.shares.source * share, self.shares.row)] * source
+        return found + [(self.shares.kernel * share, self.shares.column)] * kernel
+
+    def _bring(self, timeline: Timeline, share: float, which: str) -> int:
+        """Start the broadcasts of a panel; the copies of its parts are made at once."""
+        last = 0
+        for words, group in self._panel(share, source=True, kernel=which != FIRST):
+            timeline.compute({"memory bandwidth": self.transfers.packing(words)})
+            if group[0] > 1:
+                last = self._begin(timeline, "broadcast", words, group)
+        return last
+
+    def _reduce(self, timeline: Timeline, share: float, which: str) -> int:
+        """Start the sums of a panel's gradients."""
+        last = 0
+        for words, group in self._panel(share, source=which == BACKWARD, kernel=True):
+            timeline.compute({"memory bandwidth": self.transfers.packing(words)})
+            if group[0] > 1:
+                last = self._begin(timeline, "reduce", words, group)
+        return last
+
+    def _begin(
+        self, timeline: Timeline, verb: str, words: NDArray[Any], group: tuple[int, int]
+    ) -> int:
+        nbytes = self._bytes(words)
+        return timeline.start(self.transfers.collective(verb, group, nbytes, started=True))

@@ -1,16 +1,17 @@
-"""`Surface`: seconds over a space of shapes: a sum of terms, and what measured neighbours add to it.
+"""`Surface`: seconds over a space of shapes: a sum of terms, and what measured neighbours add.
 
 ::
 
     t(s) = Σ_j c_j a_j(s) · exp(m + Σ_i w_i k(|s - s_i|)),       c_j >= 0
     k(d) = (1 + √3 d) e^(-√3 d)
 
-The sum says how time grows with work, also far from everything measured: with coefficients that are
-not negative it is monotonic, and no larger operation is free. What it cannot say (which of a
-library's kernels a shape gets) is interpolated, for products, between the logarithms of ``measured /
-sum`` at the measured shapes s_i, by kriging (a Gaussian process with the Matérn 3/2 kernel; Rasmussen and
-Williams, Gaussian Processes for Machine Learning, 2006, chapters 2 and 4). Far from all of them the
-correction fades to the constant m. Must not know: what the terms and coordinates mean.
+The sum says how time grows with work, also far from everything measured: with coefficients that
+are not negative it is monotonic, and no larger operation is free. What it cannot say (which of a
+library's kernels a shape gets) is interpolated, for products, between the logarithms of
+``measured / sum`` at the measured shapes s_i, by kriging: a Gaussian process with the Matérn 3/2
+kernel (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, chapters 2 and 4).
+Far from all of them the correction fades to the constant m. Must not know: what the terms and
+coordinates mean.
 """
 
 from __future__ import annotations
@@ -117,17 +118,16 @@ class Surface:
                 raise UsageError(f"{kind}: {key}: numbers are needed") from None
             if not np.isfinite(found[key]).all():
                 raise UsageError(f"{kind}: {key}: finite numbers are needed")
-        points = found["points"].reshape(len(found["points"]), -1)
-        columns = points.shape[1] if len(points) else _columns(kind)
-        terms = terms_of(kind, np.ones((1, _columns(kind)))).shape[1]
-        if columns != _columns(kind) or found["weights"].shape != (len(points),):
-            raise UsageError(f"{kind}: points: {_columns(kind)} numbers and a weight for each")
+        columns = _columns(kind)
+        points = found["points"] if found["points"].size else np.empty((0, columns))
+        terms = terms_of(kind, np.ones((1, columns))).shape[1]
+        if points.shape[1:] != (columns,) or found["weights"].shape != (len(points),):
+            raise UsageError(f"{kind}: points: {columns} numbers and a weight for each")
         if found["coefficients"].shape != (terms,) or (found["coefficients"] < 0).any():
             raise UsageError(f"{kind}: coefficients: {terms} numbers from 0 are needed")
-        return cls(
-            kind, found["coefficients"], float(found["mean"]),
-            points if len(points) else np.empty((0, columns)), found["weights"],
-        )  # fmt: skip
+        if found["mean"].shape != ():
+            raise UsageError(f"{kind}: mean: a number is needed")
+        return cls(kind, found["coefficients"], float(found["mean"]), points, found["weights"])
 
 
 def fit_surface(kind: str, rows: Rows, seconds: _Floats) -> Surface:

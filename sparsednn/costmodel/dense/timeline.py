@@ -8,6 +8,7 @@ left of them when they are waited for is waited. Must not know: what is computed
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -44,7 +45,8 @@ class Timeline:
         self.operations: dict[tuple[str, str], float] = {}
         self._overlap = overlap
         self._charged = {name: np.zeros(ranks) for name in BOUNDS}
-        self._under_way: dict[str, float] = {}
+        self._under_way: deque[dict[str, float]] = deque()
+        self._started = 0
         self._lapped = 0.0
 
     def compute(self, seconds: Mapping[str, _Floats]) -> None:
@@ -73,16 +75,21 @@ class Timeline:
         self._charged["link bandwidth"] += seconds - latency
         self.now = self.now + seconds
 
-    def start(self, seconds: Mapping[str, float]) -> None:
-        """Start a transfer that takes so long alone."""
-        for name, some in seconds.items():
-            self._under_way[name] = self._under_way.get(name, 0.0) + some
+    def start(self, seconds: Mapping[str, float]) -> int:
+        """Start a transfer that takes so long alone; returns its number."""
+        self._under_way.append(dict(seconds))
+        self._started += 1
+        return self._started
 
-    def finish(self) -> None:
-        """Wait until all that was started is over."""
-        left, self._under_way = self._under_way, {}
-        if left:
-            self.together(left)
+    def finish(self, number: int | None = None) -> None:
+        """Wait until a transfer is over, and all that were started before it; None: all of them."""
+        last = self._started if number is None else number
+        waited: dict[str, float] = {}
+        while self._under_way and self._started - len(self._under_way) < last:
+            for name, some in self._under_way.popleft().items():
+                waited[name] = waited.get(name, 0.0) + some
+        if waited:
+            self.together(waited)
 
     def lap(self, phase: str, operation: str = "") -> None:
         """Count what the slowest clock has gone on since the last lap."""
@@ -103,7 +110,13 @@ class Timeline:
         self.now = np.full_like(self.now, latest)
 
     def _progress(self, seconds: float) -> None:
-        left = sum(self._under_way.values())
-        if left > 0:
-            keep = max(0.0, left - seconds) / left
-            self._under_way = {name: keep * some for name, some in self._under_way.items()}
+        """Let what is under way go on for so long, the first first."""
+        for transfer in self._under_way:
+            left = sum(transfer.values())
+            if left > 0:
+                keep = max(0.0, left - seconds) / left
+                for name in transfer:
+                    transfer[name] *= keep
+                seconds -= left
+            if seconds <= 0:
+                return

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,7 @@ class Transfers:
             self._collectives[key] = found
         return self._collectives[key]
 
-    def packing(self, words: _Floats, rows: _Floats | float = 0.0) -> _Floats:
+    def packing(self, words: NDArray[Any], rows: NDArray[Any] | float = 0.0) -> _Floats:
         """Return the seconds of copying so many numbers, in so many rows; arrays of any shape."""
         per_byte = packing_seconds(self.platform, 1.0)
         per_row = packing_seconds(self.platform, 0.0, 1.0)

@@ -112,8 +112,10 @@ def predict_inference(
             spent = _tile(platform, rates, work, columns, float(nonzeros), groups, tiles)
             total.add(spent, count)
             total.tile = total.tile or sum(spent.values())
-    total.add({("start", "overhead"): _start(rates, work, tiles, busy)}, 1)
-    total.add({("end", "latency"): _end(platform, work.ranks, groups, share)}, 1)
+    linked = linked_costs(platform, "inference", ranks, work.ranks)
+    start, end = _start(rates, work, tiles, busy), _end(platform, work.ranks, groups, share)
+    total.add({("start", "overhead"): linked.others * start}, 1)
+    total.add({("end", "latency"): linked.others * end}, 1)
     memory = inference_bytes(work, share, tiles.columns, tiles.threads, float(nonzeros))
     edges = int(work.edges.sum())
     return Prediction(
@@ -179,7 +181,9 @@ def _tile(
     exposed = moved.exposed(times.owned)
     everything = times.total + moved.processor + exposed
     slowest, mean = everything.max(axis=1).sum(), everything.mean(axis=1).sum()
-    inputs = input_seconds(rates, work, columns, nonzeros, images=tiles.images, busy=busy)
+    inputs = linked.others * input_seconds(
+        rates, work, columns, nonzeros, images=tiles.images, busy=busy
+    )
     computing = (times.owned + times.received - times.streamed - times.besides).mean(axis=1)
     far = behind_cache(platform, work, columns)
     streamed = times.streamed.mean(axis=1).sum()

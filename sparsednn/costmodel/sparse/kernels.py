@@ -185,6 +185,11 @@ class SparseRates:
     inference_factor, training_factor
         What forward blocks take in whole runs, and transposed and sampled ones in whole steps, over
         what they take alone.
+    again_factor
+        The same of blocks that find their activations in the nearest cache, as the block before
+        had the same pattern; besides the other factor.
+    team_factor
+        What the threads of a team take in a step, over their share of it.
     parameters
         ``sizes``, and for each optimizer the seconds of one parameter of arrays of so many; {}: one
         figure for all sizes, in `small`.
@@ -197,6 +202,8 @@ class SparseRates:
     busy: float = 1.0
     inference_factor: float = 1.0
     training_factor: float = 1.0
+    again_factor: float = 1.0
+    team_factor: float = 1.0
     parameters: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
@@ -223,22 +230,22 @@ class SparseRates:
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise FormatError(f"{where}.small] {name}: seconds are needed, found {value!r}")
             small[name] = float(value)
-        numbers = []
+        numbers: dict[str, float] = {}
         for name, least, usual in (
             ("last_cache_bytes", 0.0, 0.0),
             ("busy", 1.0, 1.0),
             ("inference_factor", 0.1, 1.0),
             ("training_factor", 0.1, 1.0),
+            ("again_factor", 0.1, 1.0),
+            ("team_factor", 0.1, 1.0),
         ):
             value = table.get(name, usual)
             if not isinstance(value, (int, float)) or not least <= value < float("inf"):
                 raise FormatError(
                     f"{where}] {name}: a number from {least:g} on is needed, found {value!r}"
                 )
-            numbers.append(float(value))
-        last, busy, inference, training = numbers
-        parameters = _parameters(table, where)
-        return cls(platform, found, small, last, busy, inference, training, parameters)
+            numbers[name.removesuffix("_bytes")] = float(value)
+        return cls(platform, found, small, **numbers, parameters=_parameters(table, where))
 
     def slowdown(self, busy: float) -> float:
         """Return how many times longer a thread takes beside others.
@@ -340,7 +347,9 @@ class SparseRates:
             if self.measured:
                 far = self._measured(blocks, lengths, kind, vectors, working_set)
                 near = self._measured(blocks, lengths, kind, vectors, 1.0)
-                total = total + count / speed * (far + np.asarray(again) * (near - far))
+                repeats = np.asarray(again)
+                seconds = (1.0 - repeats) * far + self.again_factor * repeats * near
+                total = total + count / speed * seconds
             else:
                 total = total + count * self._roofline(blocks, lengths, vectors, working_set)
         return total

@@ -2,12 +2,12 @@
 
 `calibration.linked` fits, for inference and training on each number of ranks of one node,
 
-    run = others + f · blocks + e · exchanges + c · layers + b · bytes
+    run = g · others + f · blocks + e · exchanges + c · layers + b · bytes
 
-The models multiply what a rank computes in its layers with f, what its exchanges take with e, and
-add c for each layer and b for each byte sent. Beside other busy threads, and where cores are
-crowded, the ranks of the fit were so, too. For other numbers of ranks the nearest is taken; ranks on
-several nodes, and machines that are not here, have f = e = 1, b = c = 0.
+The models multiply what a rank computes in its layers with f, what its exchanges take with e,
+everything else with g, and add c for each layer and b for each byte sent. Beside other busy threads, and where cores are
+crowded, the ranks of the fit were so, too. For other numbers of ranks the nearest is taken; ranks
+on several nodes, and machines that are not here, have f = e = g = 1, b = c = 0.
 
 Must not know: layers, links.
 """
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Linked", "linked_costs"]
 
-_NAMES: Final = ("blocks", "exchanges", "layer_seconds", "seconds_per_byte")
+_NAMES: Final = ("others", "blocks", "exchanges", "layer_seconds", "seconds_per_byte")
 
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """The coefficients f, e, c and b."""
+    """The coefficients g, f, e, c and b."""
 
+    others: float = 1.0
     blocks: float = 1.0
     exchanges: float = 1.0
     layer_seconds: float = 0.0

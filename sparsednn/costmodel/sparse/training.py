@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sparsednn.costmodel.platform import Platform
     from sparsednn.costmodel.sparse.kernels import SparseRates
 
-__all__ = ["PieceTimes", "piece_times", "predict_training", "training_bytes"]
+__all__ = ["PieceTimes", "divided_step", "piece_times", "predict_training", "training_bytes"]
 
 _Floats = NDArray[np.float64]
 _WORD: Final = 4  # bytes
@@ -69,6 +69,7 @@ class PieceTimes:
         self, rates: SparseRates, work: SparseWork, one: StepCosts, columns: int, threads: int,
         slower: float,
     ) -> None:  # fmt: skip
+        share = slower / threads * (rates.team_factor if threads > 1 else 1.0)
         row, byte = rates.seconds("pack_row"), _WORD * columns * rates.seconds("pack_byte")
         meet = rates.seconds("meet") * _MEETINGS if threads > 1 else 0.0
         rows = work.neurons[1:]
@@ -77,15 +78,15 @@ class PieceTimes:
         between[0] = 0.0
         self.small = slower * (rates.seconds("train_layer") + meet) * np.ones(rows.shape)
         self.pack = slower * work.words_sent * (row + byte)
-        self.owned = slower / threads * one.forward_owned + self.small / 2
-        self.received = slower / threads * one.forward_received
+        self.owned = share * one.forward_owned + self.small / 2
+        self.received = share * one.forward_received
         down = np.ones(work.layers)
         if not one.input_gradient:
             down[0] = 0.0
         words = work.words_received * down[:, None]
-        self.folded = slower / threads * one.folded + slower * words * (row + byte)
+        self.folded = share * one.folded + slower * words * (row + byte)
         derivative = between * rates.seconds("derivative_element")
-        self.hidden = slower / threads * (one.back + one.sampled + bias + derivative)
+        self.hidden = share * (one.back + one.sampled + bias + derivative)
         self.hidden = self.hidden + self.small / 2
         self.added = slower * work.words_sent * down[:, None] * (row + byte)
 
@@ -109,6 +110,7 @@ def piece_times(
     threads: int = 1,
     optimizer: str = "sgd",
     input_gradient: bool | None = None,
+    rates: SparseRates | None = None,
 ) -> tuple[list[tuple[int, int, PieceTimes]], dict[str, _Floats], float, SparseRates]:
     """Return the pieces of a step, and what comes once.
 
@@ -125,7 +127,7 @@ def piece_times(
     """
     ranks = groups * work.ranks
     busy = busy_threads(platform, ranks, threads)
-    rates = rates_of(platform, busy)
+    rates = rates_of(platform, busy) if rates is None else rates
     slower = rates.slowdown(busy)
     share = -(-batch // groups)
     back = work.ranks > 1 if input_gradient is None else input_gradient
@@ -140,6 +142,8 @@ def piece_times(
         update = rates.parameter_seconds(optimizer, parameters)
         update = np.where(parameters > _DIVIDED, update / threads, update)
 
+    team = rates.team_factor if threads > 1 else 1.0
+
     def cost(name: str) -> _Floats:
         return np.asarray(slower * rates.seconds(name) * terms[name])
 
@@ -147,7 +151,7 @@ def piece_times(
         "python": cost("step"),
         "inputs": cost("load_element"),
         "loss": cost("loss_element"),
-        "weights": (cost("train_byte") + cost("gather")) / threads,
+        "weights": team / threads * (cost("train_byte") + cost("gather")),
         "update": slower * update,
     }
     factor = slower * linked_costs(platform, "training", ranks, work.ranks).blocks
@@ -156,6 +160,29 @@ def piece_times(
         for count, one in pieces
     ]
     return timed, once, slower, rates
+
+
+def divided_step(
+    platform: Platform, work: SparseWork, batch: int, *, threads: int, rates: SparseRates
+) -> tuple[float, float, float]:
+    """Return a step on one rank as a team does it, with momentum.
+
+    Returns
+    -------
+    Seconds of what one thread does alone; of each one's share of the rest; how often they meet.
+    """
+    pieces, once, slower, _ = piece_times(
+        platform, work, batch, threads=threads, optimizer="momentum", rates=rates
+    )
+    weights = float(once.pop("weights")[0])
+    alone = sum(float(one[0]) for one in once.values())
+    shared, meetings = weights, 0.0
+    for count, _, times in pieces:
+        small = float(times.small.sum())
+        meetings += count * _MEETINGS * work.layers * slower
+        alone += count * small
+        shared += count * (float(times.forward.sum() + times.backward.sum()) - small)
+    return alone, shared, meetings
 
 
 def predict_training(
@@ -246,11 +273,12 @@ def predict_training(
             charged["imbalance"] += count * (slowest - mean)
             hidden += count * float(times.backward.max(axis=1).sum()) * (name == "backward")
     for name, seconds in once.items():
-        parts[name] = float(seconds.max())
+        parts[name] = linked.others * float(seconds.max())
     charged["overhead"] += parts["python"]
     charged["flops"] += parts["inputs"] + parts["loss"]
     charged["memory bandwidth"] = parts["weights"] + parts["update"]
     sums, small = _sums(platform, work, batch, groups, hidden)
+    small *= linked.others
     parts |= {"gradients": sums, "agreement": small}
     charged["link bandwidth"] += sums
     charged["latency"] += small
