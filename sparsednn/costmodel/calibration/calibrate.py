@@ -235,7 +235,6 @@ class _Stages:
             }
         return platform
 
-
     def _linked(self, platform: Platform) -> Platform:
         """What runs on ranks take more than their parts."""
         from sparsednn.costmodel.calibration.linked import fit_linked
@@ -253,7 +252,6 @@ class _Stages:
         if tables:
             self.measured["linked"] = tables
         return replace(platform, measured=self.measured)
-
 
     def _dense(self, platform: Platform) -> Platform:
         """What operations of dense networks take; last, as PyTorch changes a process for good."""

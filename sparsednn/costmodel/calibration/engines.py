@@ -267,7 +267,7 @@ def _step(rates: SparseRates, network: SparseNetwork, batch: int) -> _Run:
 
 
 def _loops(effort: Effort) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Costs of `_ALONE` and of a derivative; seconds of a parameter in optimizers' loops, by size."""
+    """Costs of `_ALONE` and of a derivative; seconds of a parameter in optimizers' loops."""
     random = np.random.default_rng(0)
     actions: list[Action] = []
     sizes = []

@@ -2,8 +2,8 @@
 
 Parts are timed in loops that find everything in the cache: blocks on tiles that stay, messages in
 buffers that stay. In a run a message is packed from a tile that was just written, goes through
-another core's cache and is read where it has just arrived; ranks wait for each other in every layer,
-so that the slower of two cores counts, moment by moment. Both are more than their parts, and how
+another core's cache and is read where it has just arrived; ranks wait for each other in every
+layer, so that the slower of two cores counts, moment by moment. Both are more than their parts, and how
 much is a property of the machine: it is fitted to runs of random networks on ranks, which have many
 words and few, wide layers and narrow ones:
 
@@ -81,9 +81,14 @@ def linked_network(
         values = random.random(indices.size, np.float32) / np.float32(indices.shape[1])
         made.append(
             SparseLayer(
-                indptr, indices.reshape(-1), values, width,
-                bias=0.01, activation="relu", check=False,
-            )  # fmt: skip
+                indptr,
+                indices.reshape(-1),
+                values,
+                width,
+                bias=0.01,
+                activation="relu",
+                check=False,
+            )
         )
     owners = np.repeat(np.arange(ranks, dtype=np.int32), rows)
     return SparseNetwork(made, name=f"linked-{width}x{layers}"), owners
@@ -195,18 +200,13 @@ def fit_linked(
     for kind, seconds in found.items():
         measured = np.array(seconds)
         parts = [_parts(platform, ranks, kind, run) for run in _RUNS[::step]]
-        others = np.array([one.others for one in parts])
         terms = [
             np.array([getattr(one, name) for one in parts])
-            for name in ("blocks", "exchanges", "layers", "nbytes")
+            for name in ("others", "blocks", "exchanges", "layers", "nbytes")
         ]
-        left = np.maximum(measured - others, 0.05 * measured)
-        fitted = fit_linear(terms, left, of=measured).coefficients
-        told = others + sum(c * term for c, term in zip(fitted, terms, strict=True))
-        residuals.append(
-            residuals_of(told, measured).as_table(f"sparse {kind}, {ranks} ranks")
-        )
-        coefficients = dict(zip(_COEFFICIENTS, fitted.tolist(), strict=True))
+        fitted = fit_linear(terms, measured)
+        residuals.append(fitted.residuals.as_table(f"sparse {kind}, {ranks} ranks"))
+        coefficients = dict(zip(_COEFFICIENTS, fitted.coefficients.tolist(), strict=True))
         tables.append({"kind": kind, "ranks": ranks, **coefficients})
     return tables, residuals
 

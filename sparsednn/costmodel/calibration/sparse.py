@@ -265,7 +265,7 @@ def _fitted(
     for place in dict.fromkeys(places):
         some = np.array([other == place for other in places])
         b, s = fit_linear([blocks[some], lengths[some]], seconds[some]).coefficients
-        level, h, v = place
+        level, _, v = place
         base[place], slope[place] = b, s
         modelled[some] = b * blocks[some] + s * lengths[some]
         sets[level, v] = points[int(np.flatnonzero(some)[0])].working_set

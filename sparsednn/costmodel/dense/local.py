@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from sparsednn.costmodel.dense.features import KINDS, Rows, overhead_terms
 from sparsednn.costmodel.dense.surface import Surface
 from sparsednn.costmodel.roofline import FLOPS, MEMORY, roof_of
+from sparsednn.costmodel.sparse.linked import linked_costs
 from sparsednn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class LocalCosts:
             found = self._measured(self.surfaces[kind], distinct)
         else:
             found = self._roofline(kind, distinct)
-        crowding = self.platform.crowding(self.ranks, self.threads)
+        crowding = self._crowding()
         work = (distinct[:, :4] > 0).all(axis=1)
         return Seconds(
             found.overhead[back] * crowding,
@@ -204,11 +205,22 @@ class LocalCosts:
             np.where(by_flops, 0.0, work / speed["memory_bandwidth"]),
         )
 
+    def _crowding(self) -> float:
+        """How many times longer than alone, where ranks take turns on the cores.
+
+        Turns cost something themselves, and ranks wait for others that have none: where sparse runs
+        have shown how much (`costmodel.sparse.linked`), this is in it.
+        """
+        crowding = self.platform.crowding(self.ranks, self.threads)
+        if crowding > 1:
+            crowding *= linked_costs(self.platform, "training", self.ranks, self.ranks).blocks
+        return crowding
+
     def _roofs(self, kind: str) -> tuple[float, float, float]:
         """flop/s, bytes/s from memory, bytes/s from the cache; of a rank that has its cores."""
         product = kind.startswith(("matrix", "pointwise", "window"))
         efficiency = self.platform.processor.gemm_efficiency if product else 1.0
-        crowding = self.platform.crowding(self.ranks, self.threads)
+        crowding = self._crowding()
         roof = roof_of(self.platform, efficiency, self.threads, ranks=self.ranks)
         cache = roof_of(self.platform, 1.0, self.threads, ranks=self.ranks, working_set=0.0)
         # `seconds` multiplies all by the crowding, which the memory's share has already.

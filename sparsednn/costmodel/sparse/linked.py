@@ -5,9 +5,10 @@
     run = g · others + f · blocks + e · exchanges + c · layers + b · bytes
 
 The models multiply what a rank computes in its layers with f, what its exchanges take with e,
-everything else with g, and add c for each layer and b for each byte sent. Beside other busy threads, and where cores are
-crowded, the ranks of the fit were so, too. For other numbers of ranks the nearest is taken; ranks
-on several nodes, and machines that are not here, have f = e = g = 1, b = c = 0.
+everything else with g, and add c for each layer and b for each byte sent. Beside other busy
+threads, and where cores are crowded, the ranks of the fit were so, too. For other numbers of ranks
+the nearest is taken; ranks on several nodes, and machines that are not here, have f = e = g = 1,
+b = c = 0.
 
 Must not know: layers, links.
 """

@@ -1,11 +1,11 @@
 """What every rank runs: ``python -m sparsednn.costmodel.validation.program JOB``.
 
 JOB is a JSON file: a folder with the cases' files, the cases (all of as many ranks), rounds, the
-machine's usual pace, and where rank 0 writes what was found. Cases are prepared in blocks, so that memory stays bounded; the
-cases of a block take turns: each runs for a moment, then the next one, and again, so that a slow
-moment of the machine meets all of them; and between runs a probe says how slow the machine is, and
-times are divided by that, as those of the calibration are (`calibration.pace`). One rank is this
-process alone, without MPI.
+machine's usual pace, and where rank 0 writes what was found. Cases are prepared in blocks, so that
+memory stays bounded; the cases of a block take turns: each runs for a moment, then the next one,
+and again, so that a slow moment of the machine meets all of them. Between runs a probe says how
+slow the machine is, and times are divided by that, as those of the calibration are
+(`calibration.pace`). One rank is this process alone, without MPI.
 
 Must not know: platforms, predictions.
 """
