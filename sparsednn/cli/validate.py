@@ -52,6 +52,15 @@ def validate(
             show_default=False,
         ),
     ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            "--measured",
+            metavar="OLD",
+            help="Run nothing: judge what an earlier --out measured by the predictions of now.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run some fifty configurations on 1, 2 and 4 ranks here; tell how well they are predicted.
 
@@ -60,6 +69,7 @@ def validate(
     from sparsednn.atomic import check_target
     from sparsednn.costmodel.platform import load_platform
     from sparsednn.costmodel.validation import report
+    from sparsednn.costmodel.validation.run import judge_again
     from sparsednn.costmodel.validation.run import validate as run
 
     old = None if against is None else report.read_result(against)
@@ -68,7 +78,10 @@ def validate(
     found = load_platform(platform)
     if platform == _DEFAULT:
         note(f"predictions are those of the documented {platform}: 'sparsednn calibrate' first")
-    result = run(found, quick=quick, rounds=rounds, progress=note)
+    if measured is None:
+        result = run(found, quick=quick, rounds=rounds, progress=note)
+    else:
+        result = judge_again(found, report.read_result(measured))
     if old is not None:
         result["against"] = report.changes(result, old)
     if out is not None:

@@ -39,6 +39,7 @@ def answer_of(ranks: int, request: dict[str, Any]) -> dict[str, Any]:
         "overlap": [0.0] * len(request["overlap_bytes"]),
         "pack": (1e-7 + PER_ROW * rows + PER_PACKED_BYTE * 4 * rows * columns).tolist(),
         "layer": 4e-7,
+        "linked": {},
         "collectives": tables,
         "pairs": groups,
         "library": "Made-Up MPI 1.0",
@@ -67,6 +68,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         "gemm.measure_gemm": gemm,
         "sparse.measure_blocks": ({"forward": forward}, [left]),
         "engines.measure_small": (small, []),
+        "dense.measure_dense": {"backends": {}, "residuals": []},
         "pace.Pace": SimpleNamespace(seconds=3e-4, slowness=lambda: 1.0),
         "ranks.find_launcher": Launcher(Path("mpirun"), "openmpi", "1.0"),
     }

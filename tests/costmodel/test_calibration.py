@@ -392,10 +392,14 @@ def test_on_two_ranks() -> None:
         "overlap_bytes": [4096],
         "pack": [[4, 3], [16, 48]],
         "groups": True,
+        "linked_step": 12,
     }
     found = measure_ranks(2, request, environ=mpi.environ(), timeout=60)
     assert set(found) == set(answer_of(2, request))
     assert {key: len(value) for key, value in found["exchange"].items()} == {"1": 3}
+    assert {kind: len(seconds) for kind, seconds in found["linked"].items()} == {
+        "inference": 1, "training": 1,
+    }  # fmt: skip
     for name, count in (("immediate", 3), ("ping_pong", 3), ("pack", 2)):
         assert len(found[name]) == count
         assert min(found[name]) > 0

@@ -69,7 +69,9 @@ def test_terms_and_coordinates_have_one_row_for_each_operation(kind: str) -> Non
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 5), st.integers(0, 1000))
-def test_no_term_falls_where_images_channels_or_filters_grow(kind: str, axis: int, seed: int) -> None:
+def test_no_term_falls_where_images_channels_or_filters_grow(
+    kind: str, axis: int, seed: int
+) -> None:
     columns = PRODUCT if kind in PRODUCTS else PLANE
     name = ("images", "channels", "filters", "outputs", "output_rows", "bytes")[axis]
     if name not in columns:
@@ -164,7 +166,9 @@ def test_rooflines_without_a_table() -> None:
 
 
 @settings(max_examples=30)
-@given(st.sampled_from(["window_forward", "relu_backward", "batch_norm_forward"]), st.integers(0, 99))
+@given(
+    st.sampled_from(["window_forward", "relu_backward", "batch_norm_forward"]), st.integers(0, 99)
+)
 def test_rooflines_fall_with_flops_bandwidth_and_threads(kind: str, seed: int) -> None:
     rows = rows_of(kind, np.random.default_rng(seed), 4) * 3
     here = LocalCosts.of(SERVER).seconds(kind, rows).total

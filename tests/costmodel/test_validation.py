@@ -412,3 +412,27 @@ def test_other_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
         report.read_result(path)
     with pytest.raises(FormatError, match=r"missing\.json: cannot read"):
         report.read_result(tmp_path / "missing.json")
+
+
+def test_an_earlier_measurement_is_judged_again() -> None:
+    from sparsednn.costmodel.validation.run import judge_again
+
+    platform = load_platform("two-core-server")
+    cases = validation_cases(quick=True)[:3]
+    choice = validation_choices(quick=True)[0]
+    rows = run.case_rows(
+        cases,
+        Measured(rounds={case.name: [0.01, 0.02] for case in cases}),
+        {case.name: 0.03 for case in cases},
+    )
+    told = judge_choice(choice, lambda case: 0.01, {case.name: 1.0 for case in choice.options})
+    earlier = {"date": "then", "cases": rows, "choices": [told], "failed": {}}
+    found = judge_again(platform, earlier)
+    for row in found["cases"]:
+        assert row["measured_seconds"] == 0.015
+        assert row["predicted_seconds"] != 0.03
+        assert row["error"] == pytest.approx(row["predicted_seconds"] / 0.015 - 1)
+    assert found["date"] == "then"
+    assert found["choices"][0]["ratio"] == 1
+    with pytest.raises(FormatError, match="not what validate wrote"):
+        judge_again(platform, {"cases": [{}]})

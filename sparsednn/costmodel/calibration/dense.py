@@ -157,7 +157,7 @@ class _Run:
 
         alone = {name: Placement(Grid(), "data") for name in products(graph)}
         self.graph, self.images = graph, images
-        self.model = DenseModel(Alone(), graph, alone, local)  # type: ignore[arg-type]
+        self.model = DenseModel(Alone(), graph, alone, local)
         size = "x".join(map(str, graph.image))
         pictures = load_pictures(f"synthetic:{size}:{graph.classes}", limit=2 * images)
         mean, std = pictures.moments()

@@ -143,8 +143,10 @@ class _Drawer:
             return
         kind = self.random.random()
         taps, stride, padding = (2, 2, 0) if kind < 0.6 else (3, 2 if kind < 0.85 else 1, 1)
-        how = {"stride": (stride, stride), "padding": (padding, padding)}
-        self.at = self.graph.add(MaxPool(self.name("pool"), (taps, taps), **how), self.at)
+        pool = MaxPool(
+            self.name("pool"), (taps, taps), stride=(stride, stride), padding=(padding, padding)
+        )
+        self.at = self.graph.add(pool, self.at)
 
     def end(self) -> OperationGraph:
         random = self.random

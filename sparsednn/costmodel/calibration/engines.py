@@ -103,7 +103,7 @@ def random_network(width: int, height: int, length: int, layers: int, seed: int)
                 bias=0.01,
                 activation="relu",
                 check=False,
-            )  # fmt: skip
+            )
         )
     return SparseNetwork(made, name=f"calibration-{width}x{layers}")
 
@@ -209,10 +209,14 @@ def _dense_images(n_in: int, images: int) -> InputSet:
 def _inference(rates: SparseRates, network: SparseNetwork, images: int) -> _Run:
     plan = NumbaPlan(network)
     inputs = _dense_images(network.n_in, images)
-    given = {"columns": plan.tiling.columns, "nonzeros": float(inputs.indices.size)}
     work = SparseWork.whole(network)
-    every, terms = run_terms(rates, work, images, **given)
-    first, _ = run_terms(replace(rates, again_factor=0.0), work, images, **given)
+
+    def counted(by: SparseRates) -> tuple[float, dict[str, float]]:
+        nonzeros = float(inputs.indices.size)
+        return run_terms(by, work, images, columns=plan.tiling.columns, nonzeros=nonzeros)
+
+    every, terms = counted(rates)
+    first, _ = counted(replace(rates, again_factor=0.0))
     return _Run(repeated(lambda: plan.run(inputs)), first, {**terms, _AGAIN: every - first})
 
 

@@ -3,9 +3,9 @@
 Parts are timed in loops that find everything in the cache: blocks on tiles that stay, messages in
 buffers that stay. In a run a message is packed from a tile that was just written, goes through
 another core's cache and is read where it has just arrived; ranks wait for each other in every
-layer, so that the slower of two cores counts, moment by moment. Both are more than their parts, and how
-much is a property of the machine: it is fitted to runs of random networks on ranks, which have many
-words and few, wide layers and narrow ones:
+layer, so that the slower of two cores counts, moment by moment. Both are more than their parts, and
+how much is a property of the machine: it is fitted to runs of random networks on ranks, which have
+many words and few, wide layers and narrow ones:
 
     run = g · others + f · blocks + e · exchanges + c · layers + b · bytes
 

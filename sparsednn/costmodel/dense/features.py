@@ -167,4 +167,4 @@ def coordinates_of(kind: str, rows: Rows) -> NDArray[np.float64]:
     found.append(_DOUBLINGS * _cold(nbytes))
     if sort != "plane":
         found.append(1.0 * (k % _BLOCK == 0))
-    return np.stack(found, axis=1) / np.asarray(LENGTHS[sort])
+    return np.asarray(np.stack(found, axis=1) / np.asarray(LENGTHS[sort]))

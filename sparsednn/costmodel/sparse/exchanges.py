@@ -62,7 +62,7 @@ class Transfers:
     processor: _Floats
     overlap: tuple[float, float]
 
-    def corrected(self, factor: float, constant: float, per_byte: _Floats) -> Transfers:
+    def corrected(self, factor: float, constant: float, per_byte: NDArray[Any]) -> Transfers:
         """Return the same, with exchanges of a node that take more; see `sparse.linked`."""
         some = self.within > 0
         more = np.where(some, factor * self.within + constant + per_byte, 0.0)

@@ -62,8 +62,13 @@ class LayerTimes:
 
     def scaled(self, factor: float) -> LayerTimes:
         """Return all of it, so many times."""
-        every = (self.pack, self.owned, self.received, self.streamed)
-        return LayerTimes(*(factor * one for one in every), factor * self.besides)
+        return LayerTimes(
+            factor * self.pack,
+            factor * self.owned,
+            factor * self.received,
+            factor * self.streamed,
+            factor * self.besides,
+        )
 
 
 def rates_of(platform: Platform, busy: int) -> SparseRates:

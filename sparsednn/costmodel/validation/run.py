@@ -11,6 +11,7 @@ import platform as python_platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -26,13 +27,21 @@ from sparsednn.costmodel.validation.choices import (
 )
 from sparsednn.costmodel.validation.measure import Measured, Report, check_alone, measure
 from sparsednn.costmodel.validation.predict import predict
-from sparsednn.errors import MissingDependencyError, UsageError
+from sparsednn.errors import FormatError, MissingDependencyError, UsageError
 from sparsednn.machine import machine
 
 if TYPE_CHECKING:
     from sparsednn.costmodel.platform import Platform
 
-__all__ = ["FORMAT", "VERSION", "case_rows", "error_summary", "predictions", "validate"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "case_rows",
+    "error_summary",
+    "judge_again",
+    "predictions",
+    "validate",
+]
 
 FORMAT: Final = "sparsednn validation"
 VERSION: Final = 1
@@ -103,7 +112,6 @@ def validate(
         progress=progress,
     )
     judged = [judge_choice(choice, measured.seconds, predicted) for choice in choices]
-    kept = [one for one in judged if one is not None]
     rows = case_rows(cases, measured, predicted)
     return {
         "format": FORMAT,
@@ -114,14 +122,76 @@ def validate(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": rounds,
         "quick": quick,
-        "cases": rows,
-        **error_summary(rows),
-        "choices": kept,
-        "choices_within": within(kept),
+        **_judgement(rows, [one for one in judged if one is not None]),
         "failed": measured.failed,
         "left_out": missing | measured.left_out,
         "seconds": perf_counter() - start,
     }
+
+
+def _judgement(rows: list[dict[str, Any]], judged: list[dict[str, Any]]) -> dict[str, Any]:
+    """Cases, choices, and what is to be said of them."""
+    return {
+        "cases": rows,
+        **error_summary(rows),
+        "choices": judged,
+        "choices_within": within(judged),
+    }
+
+
+def judge_again(platform: Platform, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare what an earlier validation measured with what the models predict now.
+
+    Nothing is run. For whoever changes a model: the same measurements, other predictions.
+
+    Parameters
+    ----------
+    platform
+        Of the machine that measured.
+    earlier
+        What `validate` returned.
+
+    Returns
+    -------
+    The same, with other predictions; ``judged`` is the date of now, ``date`` stays that of then.
+
+    Raises
+    ------
+    FormatError
+        If `earlier` is something else.
+    """
+    try:
+        cases = {row["name"]: Case.from_json(row["case"]) for row in earlier["cases"]}
+        predicted, _ = predictions(platform, list(cases.values()))
+        rows = [
+            {
+                **row,
+                "predicted_seconds": predicted[row["name"]],
+                "error": predicted[row["name"]] / row["measured_seconds"] - 1,
+            }
+            for row in earlier["cases"]
+        ]
+        judged = []
+        options = {choice.name: choice for choice in validation_choices()}
+        for told in earlier["choices"]:
+            known = {one["name"]: float(one["measured_seconds"]) for one in told["options"]}
+            choice = options[told["name"]]
+            again, _ = predictions(platform, choice.options)
+            found = judge_choice(choice, partial(_known, known), again)
+            judged += [found] if found is not None else []
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"not what validate wrote: {type(error).__name__} {error}") from error
+    return {
+        **earlier,
+        "platform": {"name": platform.name, "source": platform.source},
+        "judged": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_judgement(rows, judged),
+    }
+
+
+def _known(known: Mapping[str, float], case: Case) -> float | None:
+    """Seconds of an option by how it is run."""
+    return known.get(case.how)
 
 
 def _pace(platform: Platform) -> float | None:
