@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsednn.costmodel.planning.dense import DenseModel, grid_text, parse_strategies
 from sparsednn.costmodel.planning.partitions import PartitionMaker, parse_methods
 from sparsednn.costmodel.planning.ranks import parse_ranks, parse_values
 from sparsednn.costmodel.planning.report import plan_table, sweep_table
@@ -24,6 +25,7 @@ from sparsednn.costmodel.platform import Platform, load_platform
 from sparsednn.costmodel.prediction import Prediction
 from sparsednn.costmodel.sparse.work import SparseWork
 from sparsednn.datasets import radix_net
+from sparsednn.dense.grids import Grid, Placement
 from sparsednn.errors import FormatError, InputError, UsageError
 from sparsednn.formats import write_network
 
@@ -407,3 +409,51 @@ def test_which_models_are_dense(tmp_path: Path) -> None:
     assert not is_dense(str(path))
     path.write_bytes(b"nothing")
     assert not is_dense(str(path))
+
+
+# --- dense networks ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lenet() -> DenseModel:
+    return ModelRequest(model="lenet5", algorithm="data,3d,auto", optimizer="momentum").dense()
+
+
+def test_algorithms_and_grids_of_a_dense_network(lenet: DenseModel) -> None:
+    found = lenet.configurations(CLUSTER, 4, 64, 1e12)
+    assert {one.strategy for one in found} == {"data", "3d", "auto"}
+    assert {one.threads for one in found} == {1, 16}
+    (data,) = {one.grid for one in found if one.strategy == "data"}
+    assert data == "4x1x1x1x1"
+    assert {one.strategy for one in lenet.configurations(CLUSTER, 1, 64, 1e12)} == {"alone"}
+    row = plan_row(lenet, CLUSTER, 4, 64)
+    assert row.best is not None
+    assert row.best.prediction.seconds == min(one.prediction.seconds for one in row.candidates)
+    assert len(row.candidates) == len(found)
+
+
+def test_dense_grids_that_fit_less_memory_are_looked_for(lenet: DenseModel) -> None:
+    free = plan_row(lenet, CLUSTER, 4, 64)
+    data = next(one for one in free.candidates if one.configuration.strategy == "data")
+    limit = 0.7 * data.prediction.memory_bytes
+    row = plan_row(lenet, CLUSTER, 4, 64, memory_per_rank=limit)
+    assert row.best is not None
+    assert row.best.prediction.memory_bytes <= limit
+    assert "data" not in row.by_strategy()
+    with pytest.raises(UsageError, match=r"lenet5 does not fit 1\.0 KiB a rank on 1, 4 ranks"):
+        plan_ranks(lenet, CLUSTER, (1, 4), 64, memory_per_rank=1024)
+
+
+def test_a_dense_network_on_better_machines(lenet: DenseModel) -> None:
+    for axis in ("flops", "link-bandwidth"):
+        rows = sweep_axis(lenet, CLUSTER, axis, (0.5, 1.0, 2.0), 4, 64)
+        seconds = [one.row.candidates[0].prediction.seconds for one in rows]
+        assert seconds == sorted(seconds, reverse=True)
+
+
+def test_grids_in_words() -> None:
+    placements = {"a": Placement(Grid(b=4), "data"), "b": Placement(Grid(b=2, k=2), "3d"),
+                  "c": Placement(Grid(b=4), "3d")}  # fmt: skip
+    assert grid_text(placements, algorithms=True) == "2·3d+1·data"
+    assert grid_text(placements, algorithms=False) == "4x1x1x1x1 and 1 more"
+    assert parse_strategies(None)[-1] == "auto"
