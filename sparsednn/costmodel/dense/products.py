@@ -14,7 +14,7 @@ Copies into and out of messages are `Transfers.packing`. Must not know: the netw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +54,7 @@ class ProductTimes:
     local: LocalCosts
     transfers: Transfers
     touched: _Floats
+    _known: dict[tuple[str, int | None], Seconds] = field(default_factory=dict)
 
     @cached_property
     def shares(self) -> ProductShares:
@@ -118,8 +119,11 @@ class ProductTimes:
     # -- local -----------------------------------------------------------------------------------
 
     def _seconds(self, which: str, channels: int | None = None) -> Seconds:
-        rows = self.shares.rows(self.touched, channels)
-        return self.local.seconds(f"{self.shares.sort}_{which}", rows)
+        if (which, channels) not in self._known:
+            rows = self.shares.rows(self.touched, channels)
+            found = self.local.seconds(f"{self.shares.sort}_{which}", rows)
+            self._known[which, channels] = found
+        return self._known[which, channels]
 
     def _compute(self, timeline: Timeline, which: str, channels: int | None = None) -> None:
         timeline.compute(self._seconds(which, channels).by_bound())
