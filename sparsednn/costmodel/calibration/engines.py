@@ -198,7 +198,7 @@ def _fitted(
     factor, *costs = fitted.coefficients.tolist()
     found = dict(zip(names, costs, strict=True))
     told = known + factor * blocks + sum(c * t for c, t in zip(costs, terms, strict=True))
-    return found, factor, residuals_of(told, seconds).as_table(f"sparse {what}")
+    return found, max(0.1, factor), residuals_of(told, seconds).as_table(f"sparse {what}")
 
 
 def _dense_images(n_in: int, images: int) -> InputSet:

@@ -342,14 +342,14 @@ class SparseRates:
         if kind == "sampled" and columns == 1:
             kind = "outer"
         factor = self.inference_factor if kind == "forward" else self.training_factor
-        speed = self.platform.speed.get("flops", 1.0) / factor
+        factor /= self.platform.speed.get("flops", 1.0)
         for vectors, count in panels_of(columns, kind).items():
             if self.measured:
                 far = self._measured(blocks, lengths, kind, vectors, working_set)
                 near = self._measured(blocks, lengths, kind, vectors, 1.0)
                 repeats = np.asarray(again)
                 seconds = (1.0 - repeats) * far + self.again_factor * repeats * near
-                total = total + count / speed * seconds
+                total = total + count * factor * seconds
             else:
                 total = total + count * self._roofline(blocks, lengths, vectors, working_set)
         return total
