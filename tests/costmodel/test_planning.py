@@ -457,3 +457,13 @@ def test_grids_in_words() -> None:
     assert grid_text(placements, algorithms=True) == "2·3d+1·data"
     assert grid_text(placements, algorithms=False) == "4x1x1x1x1 and 1 more"
     assert parse_strategies(None)[-1] == "auto"
+
+
+def test_hybrid_divides_fully_connected_layers_only() -> None:
+    model = ModelRequest(model="lenet5", algorithm="data,hybrid").dense()
+    row = plan_row(model, CLUSTER, 4, 64)
+    offered = {one.configuration.strategy: one for one in row.candidates}
+    hybrid, data = offered["hybrid"], offered["data"]
+    assert hybrid.configuration.grid.startswith("3·")
+    assert "2·data" in hybrid.configuration.grid
+    assert hybrid.prediction.words < data.prediction.words

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["STRATEGIES", "DenseModel", "parse_strategies"]
 
 AUTO: Final = "auto"
+HYBRID: Final = "hybrid"
 ALONE: Final = "alone"
-STRATEGIES: Final = ("data", "spatial", "filter", "channel", "2d", "2.5d", "3d", AUTO)
-"""Algorithms for all layers; ``auto``: for each layer the one that sends least."""
+STRATEGIES: Final = ("data", "spatial", "filter", "channel", HYBRID, "2d", "2.5d", "3d", AUTO)
+"""Algorithms for all layers; ``hybrid``: data for convolutions, filter or channel for fully
+connected layers (Krizhevsky, 2014); ``auto``: for each layer the one that sends least."""
 
 _FLOAT: Final = 4  # bytes
 
@@ -83,7 +85,7 @@ class DenseModel:
         self._strategies, self._threads = tuple(strategies), threads
         self._slots = optimizer_slots
         self._plans: dict[tuple[str, int, int, int | None], NetworkPlan | None] = {}
-        self._offered: dict[tuple[int, Configuration], NetworkPlan] = {}
+        self._offered: dict[tuple[int, Configuration], Mapping[str, Placement]] = {}
 
     @property
     def name(self) -> str:
@@ -110,20 +112,29 @@ class DenseModel:
         with.
         """
         counts = thread_counts(platform, ranks, self._threads)
-        found: dict[Configuration, NetworkPlan] = {}
+        found: dict[Configuration, Mapping[str, Placement]] = {}
         for name in self._strategies if ranks > 1 else (ALONE,):
-            plan = self.plan(name, ranks, images)
-            if plan is None:
-                continue
-            plans = [plan]
-            if plan.totals.memory > limit:
-                plans += filter(None, [self.plan(name, ranks, images, limit)])
-            for one in plans:
-                text = grid_text(one.placements, algorithms=name == AUTO)
+            for one in self._placements(name, platform, ranks, images, limit):
+                text = grid_text(one, algorithms=name in (AUTO, HYBRID))
                 for threads in counts:
                     found.setdefault(Configuration(ranks, name, text, threads), one)
-        self._offered |= {(images, one): plan for one, plan in found.items()}
+        self._offered |= {(images, one): placements for one, placements in found.items()}
         return list(found)
+
+    def _placements(
+        self, strategy: str, platform: Platform, ranks: int, images: int, limit: float
+    ) -> Sequence[Mapping[str, Placement]]:
+        if strategy == HYBRID:
+            from sparsednn.costmodel.dense.algorithms import strategy_placements
+
+            return strategy_placements(HYBRID, platform, self._graph, images, ranks)
+        plan = self.plan(strategy, ranks, images)
+        if plan is None:
+            return []
+        plans = [plan]
+        if plan.totals.memory > limit:
+            plans += filter(None, [self.plan(strategy, ranks, images, limit)])
+        return [one.placements for one in plans]
 
     def predict(
         self, platform: Platform, configuration: Configuration, images: int
@@ -131,9 +142,9 @@ class DenseModel:
         """Return what the models say of one of `configurations`."""
         from sparsednn.costmodel.dense.step import predict_step
 
-        plan = self._offered[images, configuration]
         return predict_step(
-            platform, self._graph, images, plan.placements, configuration.ranks,
+            platform, self._graph, images, self._offered[images, configuration],
+            configuration.ranks,
             threads=configuration.threads, training=self._training, optimizer_slots=self._slots,
         )  # fmt: skip
 
