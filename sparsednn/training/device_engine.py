@@ -346,7 +346,7 @@ class DeviceEngine:
         self.device.synchronize(self.stream)
         tiles = -(-self._columns // TILE)
         here = self.device.download(memory[: tiles * lines * TILE]).reshape(tiles, lines, TILE)
-        columns = here[:, :own].transpose(1, 0, 2).reshape(own, -1)
+        columns = here[:, :own].transpose(1, 0, 2).reshape(own, tiles * TILE)
         return np.ascontiguousarray(columns[:, : self._columns])
 
     @property
