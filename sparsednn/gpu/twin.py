@@ -103,8 +103,10 @@ class TwinDevice:
         self._held -= size
 
     def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See `Device.pinned`."""
-        return np.empty(shape, dtype)
+        """See `Device.pinned`; filled with what would be noticed."""
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[:] = 0xFF
+        return array
 
     def upload(self, host: NDArray[Any], out: Array | None = None, stream: Stream = None) -> Array:
         """See `Device.upload`."""

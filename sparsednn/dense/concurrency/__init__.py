@@ -1,0 +1,1 @@
+"""Independent operations of a network side by side: bounds, profiles, schedules, execution."""
