@@ -31,6 +31,8 @@ from sparsednn.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsednn.comm import Communicator
+    from sparsednn.dense.concurrency.request import Concurrently
+    from sparsednn.dense.concurrency.schedule import Schedule
     from sparsednn.dense.graph import OperationGraph
     from sparsednn.dense.planning.plan import NetworkPlan
     from sparsednn.dense.planning.request import Planning
@@ -49,6 +51,7 @@ __all__ = [
     "plan_keys",
     "print_summary",
     "ranks_or_alone",
+    "schedule_keys",
     "train",
 ]
 
@@ -65,6 +68,26 @@ class PlacedRequest:
     algorithm: str
     grid: str | None
     memory_per_rank: str | None
+    concurrent: bool = False
+    concurrent_plan: Path | None = None
+    workspace_limit: str | None = None
+
+    def concurrently(self) -> Concurrently | None:
+        """Return how independent operations are to run side by side; None: they are not to."""
+        from sparsednn.cli.cnn_concurrency import plan_progress, workspace_bytes
+        from sparsednn.dense.concurrency.request import Concurrently
+
+        limit = workspace_bytes(self.workspace_limit)
+        if not self.concurrent and self.concurrent_plan is None:
+            if limit is not None:
+                raise UsageError("--workspace-limit goes with --concurrent")
+            return None
+        return Concurrently(self.concurrent_plan, limit, progress=plan_progress)
+
+    def check_alone(self) -> None:
+        """Refuse ranks for what is for one process."""
+        if self.concurrently() is not None:
+            raise UsageError("--concurrent is for one process: leave it out, or --ranks")
 
     def planning(self) -> Planning:
         """Return how grids are to be chosen."""
@@ -81,6 +104,7 @@ class PlacedRequest:
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, found {value}")
         self.planning()
+        self.concurrently()
         check_dtype(self.dtype)
         if self.backend not in ("auto", *BACKENDS):
             raise UsageError(f"--backend is one of auto, {', '.join(BACKENDS)}: '{self.backend}'")
@@ -204,6 +228,7 @@ def train(request: TrainRequest, settings: Settings) -> dict[str, Any] | None:
             folder=request.checkpoint,
             resume=request.resume,
             every=request.every,
+            concurrent=request.concurrently(),
         )
         if world.rank == 0 and request.resume:
             _note_resume(request, run)
@@ -248,6 +273,19 @@ def placed_keys(request: PlacedRequest, ranks: int, threads: int, backend: str) 
     }
 
 
+def schedule_keys(schedule: Schedule | None) -> dict[str, Any] | None:
+    """What a summary says of what runs side by side."""
+    if schedule is None:
+        return None
+    return {
+        "plan": schedule.name,
+        "lanes": schedule.lanes,
+        "predicted_seconds": schedule.seconds,
+        "arena_bytes": schedule.arena_bytes,
+        "workspace_bytes": schedule.workspace_bytes,
+    }
+
+
 def plan_keys(plan: NetworkPlan) -> dict[str, Any]:
     """What a summary says of the grids: the plan's rows, and its totals."""
     content = plan.as_json()
@@ -281,6 +319,7 @@ def _summary(request: TrainRequest, run: CnnRun, result: CnnResult) -> dict[str,
         "evaluation_words": result.evaluation_words,
         "memory_predicted": run.plan.totals.memory,
         "plan": plan_keys(run.plan),
+        "concurrent": schedule_keys(run.schedule),
         "checkpoint": path_text(request.checkpoint),
         "plot": path_text(request.plot),
     }
@@ -302,6 +341,8 @@ def print_summary(summary: dict[str, Any]) -> None:
             rows += _placement_rows(value["layers"]) if summary["ranks"] > 1 else []
         elif name == "layers":  # of a benchmark
             rows += [(f"  {row['name']}", _milliseconds(row)) for row in value]
+        elif name == "concurrent":
+            rows += _concurrent_rows(value)
         elif name == "memory_predicted":
             rows.append(("memory of a rank, by formula", human_bytes(value)))
         elif isinstance(value, dict):
@@ -313,6 +354,17 @@ def print_summary(summary: dict[str, Any]) -> None:
         ):
             rows.append((name.replace("_", " "), table_value(name, value)))
     print_table(rows)
+
+
+def _concurrent_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    return [
+        ("side by side", f"{found['plan']} plan on {found['lanes']} lanes"),
+        ("  predicted time of a batch", f"{found['predicted_seconds'] * 1e3:.2f} ms"),
+        ("  arena, of which workspace",
+         f"{human_bytes(found['arena_bytes'])}, {human_bytes(found['workspace_bytes'])}"),
+    ]  # fmt: skip
 
 
 def _placement_rows(layers: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from sparsednn.cli._cnn import (
     placed_keys,
     plan_keys,
     ranks_or_alone,
+    schedule_keys,
 )
 from sparsednn.cli._learning import finite, numbers, path_text, threads_of
 from sparsednn.cli._targets import check_targets
@@ -80,6 +81,7 @@ def infer(request: InferRequest) -> dict[str, Any] | None:
             data=request.folder,
             mean=numbers("--mean", request.mean),
             std=numbers("--std", request.std),
+            concurrent=request.concurrently(),
         )
         result = run.run()
         with together(world, "writing the results"):
@@ -122,6 +124,7 @@ def _infer_summary(
         "words_predicted": result.words_predicted,
         "memory_predicted": run.plan.totals.memory,
         "plan": plan_keys(run.plan),
+        "concurrent": schedule_keys(run.schedule),
         "output": path_text(request.output),
     }
     return {name: finite(value) for name, value in summary.items()}

@@ -33,6 +33,7 @@ from sparsednn.cli._learning import (
     WeightDecayOption,
 )
 from sparsednn.cli._ranks import RANKS_PANEL, RanksOption, start_ranks, told_once
+from sparsednn.cli.cnn_concurrency import CONCURRENCY_PANEL, WorkspaceOption, concurrency
 from sparsednn.cli.cnn_lower import lower
 
 app = typer.Typer(
@@ -44,8 +45,9 @@ NetworkArgument = Annotated[
     str,
     typer.Argument(
         metavar="NETWORK",
-        help="smallcnn, lenet5, alexnet, vgg16, resnet18, resnet20, resnet50, googlenet; "
-        "a checkpoint (.safetensors); or a graph of operations (.json).",
+        help="smallcnn, lenet5, alexnet, vgg16, resnet18, resnet20, resnet50, googlenet, "
+        "inception_v3, pathnet; a checkpoint (.safetensors); an ONNX file; or a graph of "
+        "operations (.json).",
         show_default=False,
     ),
 ]
@@ -115,8 +117,8 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
-        help="Numbers to begin with: a state dict of PyTorch (.pt, .pth, .safetensors), or a "
-        "checkpoint.",
+        help="Numbers to begin with: a state dict of PyTorch (.pt, .pth, .safetensors), an ONNX "
+        "file, or a checkpoint.",
         show_default=False,
         rich_help_panel=CHECKPOINTS_PANEL,
     ),
@@ -136,6 +138,25 @@ ClassesOption = Annotated[
         "--classes",
         help="How many classes there are (default: what is usual for NETWORK).",
         show_default=False,
+    ),
+]
+ConcurrentOption = Annotated[
+    bool,
+    typer.Option(
+        "--concurrent",
+        help="Let independent operations run side by side on the threads, in one process, by a "
+        "plan that is made by measuring (see 'cnn concurrency').",
+        rich_help_panel=CONCURRENCY_PANEL,
+    ),
+]
+ConcurrentPlanOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--concurrent-plan",
+        metavar="FILE",
+        help="The same, by a plan that 'cnn concurrency --plan' wrote: the same bits each time.",
+        show_default=False,
+        rich_help_panel=CONCURRENCY_PANEL,
     ),
 ]
 InferenceOption = Annotated[
@@ -233,6 +254,9 @@ def train(
     algorithm: AlgorithmOption = "auto",
     grid: GridOption = None,
     memory_per_rank: MemoryOption = None,
+    concurrent: ConcurrentOption = False,
+    concurrent_plan: ConcurrentPlanOption = None,
+    workspace_limit: WorkspaceOption = None,
     ranks: RanksOption = None,
 ) -> None:
     """Train a dense network; print loss, accuracy, rate, and what the ranks have sent."""
@@ -245,11 +269,13 @@ def train(
         momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, betas=betas,
         epsilon=epsilon, schedule=schedule, warm_up=warm_up, clip=clip, weights=weights,
         checkpoint=checkpoint, resume=resume, every=every, plot=plot, algorithm=algorithm,
-        grid=grid, memory_per_rank=memory_per_rank,
+        grid=grid, memory_per_rank=memory_per_rank, concurrent=concurrent,
+        concurrent_plan=concurrent_plan, workspace_limit=workspace_limit,
     )  # fmt: skip
     settings = request.settings()
     request.check_call()
     if ranks is not None:
+        request.check_alone()
         start_ranks(ranks)
     _tell(_cnn.train(request, settings), json)
 
@@ -315,6 +341,9 @@ def infer(
     algorithm: AlgorithmOption = "auto",
     grid: GridOption = None,
     memory_per_rank: MemoryOption = None,
+    concurrent: ConcurrentOption = False,
+    concurrent_plan: ConcurrentPlanOption = None,
+    workspace_limit: WorkspaceOption = None,
     ranks: RanksOption = None,
 ) -> None:
     """Look at pictures with a trained network; print accuracy, loss and rate."""
@@ -324,9 +353,11 @@ def infer(
         network=network, inputs=inputs, folder=folder, images=images, mean=mean, std=std,
         batch_size=batch_size, backend=backend, dtype=dtype, threads=threads, weights=weights,
         output=output, algorithm=algorithm, grid=grid, memory_per_rank=memory_per_rank,
+        concurrent=concurrent, concurrent_plan=concurrent_plan, workspace_limit=workspace_limit,
     )  # fmt: skip
     request.check_call()
     if ranks is not None:
+        request.check_alone()
         start_ranks(ranks)
     _tell(_cnn_runs.infer(request), json)
 
@@ -365,6 +396,7 @@ def bench(
 
 
 app.command("lower")(lower)
+app.command("concurrency")(told_once()(concurrency))
 
 
 def _tell(summary: dict[str, Any] | None, json: bool) -> None:

@@ -27,8 +27,8 @@ def lower(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="What 'cnn train' wrote (.safetensors); or, with --weights, a network's name "
-            "or graph (.json).",
+            help="What 'cnn train' wrote (.safetensors), or an ONNX file; or, with --weights, a "
+            "network's name or graph (.json).",
             show_default=False,
         ),
     ],

@@ -15,7 +15,7 @@ Must not know: data sets, optimizers, checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +78,8 @@ class DenseModel:
     ----------
     parameters
         This rank's tiles.
+    make_batch
+        Plans the network for a number of images: `PlacedBatch`, unless somebody knows better.
     watch
         Times all operations; phases are ``forward``, ``backward``, and ``gradients`` for the wait
         until sums over ranks are complete.
@@ -102,6 +104,7 @@ class DenseModel:
         copies = local if local.on_device else None
         self.setting = Setting(GridPool(world, copies), local, np.dtype(dtype))
         self.watch = Stopwatch()
+        self.make_batch: Callable[[DenseModel, int], PlacedBatch] = PlacedBatch
         self._batches: dict[int, PlacedBatch] = {}
         flow = make_flow(graph, 1, self.placements, world.size)
         self.parameters = ParameterStore(
@@ -119,7 +122,7 @@ class DenseModel:
         if images not in self._batches:
             while len(self._batches) >= _KEPT_BATCHES:
                 self._batches.pop(next(iter(self._batches))).free()
-            self._batches[images] = PlacedBatch(self, images)
+            self._batches[images] = self.make_batch(self, images)
         return self._batches[images]
 
     def free(self) -> None:

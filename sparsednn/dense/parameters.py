@@ -118,7 +118,10 @@ class ParameterStore:
 
     def tiles(self, *, trained: bool = True) -> Iterator[tuple[str, Array]]:
         """Yield name and view of this rank's tile of each parameter."""
-        flat = self.theta if trained else self.buffers
+        yield from self.views(self.theta if trained else self.buffers, trained=trained)
+
+    def views(self, flat: Array, *, trained: bool = True) -> Iterator[tuple[str, Array]]:
+        """Yield name and view of each parameter in an array like `theta` (or like `buffers`)."""
         for place in self._places[trained]:
             yield place.tile.parameter.name, flat[place.first : place.last].reshape(place.shape)
 

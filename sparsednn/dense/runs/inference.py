@@ -30,6 +30,8 @@ from sparsednn.training.turns import in_turn
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
+    from sparsednn.dense.concurrency.request import Concurrently
+    from sparsednn.dense.concurrency.schedule import Schedule
 
 __all__ = ["CnnInference", "InferenceResult"]
 
@@ -74,10 +76,12 @@ class CnnInference:
     mean, std
         What pictures are normalized with, a number for each channel, or one for all. None: what a
         checkpoint says, otherwise 0 and 1.
+    concurrent
+        Independent operations side by side, on one rank; None: one after the other.
 
     Attributes
     ----------
-    graph, plan, model, pictures
+    graph, plan, model, pictures, schedule
         As of `trainer.CnnRun`.
     read_seconds, prepare_seconds
         Loading; planning, placing.
@@ -106,6 +110,7 @@ class CnnInference:
         data: Path | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        concurrent: Concurrently | None = None,
     ) -> None:
         self.world, self.threads, self.batch_size = world, threads, batch_size
         start = time.perf_counter()
@@ -140,6 +145,13 @@ class CnnInference:
         in_turn(world, lambda: warm_up(local, self.model.setting.dtype))
         with together(world, f"reading {file}"):
             fill_from_file(self.model, file)
+        self.schedule: Schedule | None = None
+        if concurrent is not None:
+            with together(world, "planning what runs side by side"):
+                self.schedule = concurrent.use(
+                    self.model, images=min(batch_size, pictures.n_images), lanes=threads,
+                    training=False,
+                )  # fmt: skip
         self._stepper = CnnStepper(self.model, SGD())
         self.prepare_seconds = time.perf_counter() - start
 

@@ -15,6 +15,7 @@ import numpy as np
 from sparsednn.datasets.pictures import Pictures, load_pictures
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.networks import make_network
+from sparsednn.dense.onnx_file import read_onnx
 from sparsednn.dense.operations import Shape, shape_text
 from sparsednn.dense.state_dict import network_in, stored_logits, stored_network
 from sparsednn.errors import FormatError, InputError, ShapeError
@@ -31,8 +32,8 @@ __all__ = [
 ]
 
 _SYNTHETIC_TESTS = 256
-_GRAPH = ".json"
-_SUFFIXES = (_GRAPH, ".safetensors", ".pt", ".pth", ".bin")
+_GRAPH, _ONNX = ".json", ".onnx"
+_SUFFIXES = (_GRAPH, _ONNX, ".safetensors", ".pt", ".pth", ".bin")
 
 
 def network_file(name: str) -> Path | None:
@@ -64,7 +65,7 @@ def network_for(
     ----------
     name
         One of `networks.NETWORKS`; a file that `state_dict.write_state_dict` or a training wrote;
-        or what `OperationGraph.as_json` returns, in a file (.json).
+        what `OperationGraph.as_json` returns, in a file (.json); or a network in ONNX (.onnx).
     image, classes
         Of what it shall learn; None: what is usual for it. A file's network stays as it is.
 
@@ -73,15 +74,21 @@ def network_for(
     UnknownNameError
         If there is no such network.
     FormatError
-        If there is no such file, it is damaged, or has no network in it.
+        If there is no such file, it is damaged, or has no network in it that can be read.
     ShapeError
         If images are too small for the network, or a file's network does not end in logits.
+    MissingDependencyError
+        If ONNX is needed and not installed.
     """
     path = network_file(name)
     if path is None:
         return make_network(name, image=image, classes=classes)
+    graph = None
     with reading(path), open(path, "rb") as file:
-        graph = network_in(file.read(), path, "it") if path.suffix == _GRAPH else None
+        if path.suffix == _GRAPH:
+            graph = network_in(file.read(), path, "it")
+    if path.suffix == _ONNX:
+        graph = read_onnx(path).graph
     if graph is not None:
         try:
             _ = graph.classes

@@ -44,6 +44,8 @@ from sparsednn.training.turns import in_turn
 
 if TYPE_CHECKING:
     from sparsednn.comm.communicator import Communicator
+    from sparsednn.dense.concurrency.request import Concurrently
+    from sparsednn.dense.concurrency.schedule import Schedule
 
 __all__ = ["CnnRun"]
 
@@ -63,7 +65,7 @@ class CnnRun(EpochLoop):
         All ranks.
     network
         A name, made for the pictures; or a file, whose network and numbers training begins with
-        (.json: the network alone).
+        (.onnx, too; .json: the network alone).
     classes
         Of a name: how many; None: as many as the pictures have.
     inputs, images
@@ -88,11 +90,15 @@ class CnnRun(EpochLoop):
         Go on with the checkpoint in the folder, if there is one.
     every
         Steps from one checkpoint to the next within an epoch; there is one behind each epoch.
+    concurrent
+        Independent operations side by side, on one rank; None: one after the other.
 
     Attributes
     ----------
     graph, plan, model, stepper
         The network; its `planner.NetworkPlan`; this rank's tiles; what changes them.
+    schedule
+        What runs side by side; None: nothing does.
     pictures, tests
         What is learned, and tested with (None: nothing).
     resumed_step
@@ -125,6 +131,7 @@ class CnnRun(EpochLoop):
         folder: Path | None = None,
         resume: bool = False,
         every: int | None = None,
+        concurrent: Concurrently | None = None,
     ) -> None:
         self.world, self.settings, self.every, self.threads = world, settings, every, threads
         self.dtype = np.dtype(check_dtype(dtype))
@@ -160,6 +167,13 @@ class CnnRun(EpochLoop):
             self.model, settings.optimizer, clip=settings.clip, threads=threads
         )
         self._begin(kept, weights if weights is not None else numbers_file(network))
+        self.schedule: Schedule | None = None
+        if concurrent is not None:
+            with together(world, "planning what runs side by side"):
+                self.schedule = concurrent.use(
+                    self.model, images=min(settings.batch_size, self.n_images), lanes=threads,
+                    training=True,
+                )  # fmt: skip
         self._standing = Standing(world, _COUNTS, None if kept is None else kept.progress)
         self.resumed_step = self._standing.step
         self._metrics: MetricsFile | None = None

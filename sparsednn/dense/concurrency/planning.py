@@ -1,0 +1,236 @@
+"""From a network to the quickest schedule on this machine: profile, schedules, trial.
+
+The profile tells what tasks take; schedules are made and compared by prediction; tasks that the
+best one puts beside each other are measured in pairs, and it is made anew; then the best of each
+kind runs, in turns, and the quickest is taken. The serial ones are among them, so what is taken is
+never slower than one operation after the other, but for noise.
+
+Must not know: networks of models, files.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sparsednn.dense.concurrency.cpu.lanes import LaneExecution
+from sparsednn.dense.concurrency.kernels import Kernels
+from sparsednn.dense.concurrency.profile import Choice, Profile
+from sparsednn.dense.concurrency.profile_store import ProfileStore
+from sparsednn.dense.concurrency.profiling import measure_pairs, measure_profile
+from sparsednn.dense.concurrency.schedule import Schedule
+from sparsednn.dense.concurrency.scheduling.planner import plan
+from sparsednn.dense.concurrency.scheduling.serial import serial_schedule
+from sparsednn.dense.concurrency.tasks import TaskGraph, gradient_of
+from sparsednn.dense.concurrency.timeline import Run
+
+__all__ = ["Trial", "make_profile", "try_schedules"]
+
+#: Pairs that are measured: those that are beside each other for longest.
+_PAIRS = 24
+#: Passes of each schedule in a trial, at least, and seconds of all of them.
+_ROUNDS, _SECONDS = 7, 3.0
+#: A concurrent schedule that gains less than this over the serial one gains nothing but noise.
+_GAIN = 1.01
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Schedules, and what they took.
+
+    Attributes
+    ----------
+    schedules
+        By predicted time.
+    seconds
+        Median of each, as measured.
+    rounds
+        Passes of each.
+    runs
+        When each part ran, in one more pass of each.
+    chosen
+        The one to use.
+    """
+
+    schedules: tuple[Schedule, ...]
+    seconds: tuple[float, ...]
+    rounds: int
+    runs: tuple[list[Run], ...]
+    chosen: Schedule
+
+    def best(self, *, serial: bool) -> tuple[Schedule, float] | None:
+        """Return the quickest of those with tasks side by side, or of the serial ones."""
+        found = [
+            (seconds, number)
+            for number, (schedule, seconds) in enumerate(
+                zip(self.schedules, self.seconds, strict=True)
+            )
+            if schedule.name.startswith("serial") == serial
+        ]
+        if not found:
+            return None
+        seconds, number = min(found)
+        return self.schedules[number], seconds
+
+
+def make_profile(
+    tasks: TaskGraph,
+    kernels: Kernels,
+    store: ProfileStore,
+    *,
+    workspace_limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Profile, list[Schedule]]:
+    """Measure tasks, make schedules, measure pairs that run side by side, and make them again.
+
+    Raises
+    ------
+    UsageError
+        If the workspace limit cannot be kept.
+    """
+    profile = measure_profile(tasks, kernels, store, progress=progress)
+    profile = _in_place(tasks, kernels, profile, workspace_limit)
+    schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed)
+    concurrent = [one for one in schedules if not one.name.startswith("serial")]
+    if concurrent and measure_pairs(tasks, kernels, profile, _beside(profile, concurrent), store):
+        schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed)
+    return profile, schedules
+
+
+def _in_place(
+    tasks: TaskGraph, kernels: Kernels, profile: Profile, workspace_limit: int | None
+) -> Profile:
+    """Scale all ways to do a task by what it takes in a pass, over what it took by itself.
+
+    Over and over, a task finds its parameters in the cache; in a pass it mostly does not. This is
+    of the network, not of the task's shapes, and so it is not kept in the store.
+    """
+    schedule = serial_schedule(tasks, profile, "one", workspace_limit)
+    execution = LaneExecution(tasks, schedule, kernels)
+    try:
+        _random_images(execution)
+        _pass(execution)
+        passes = [_traced(execution) for _ in range(_ROUNDS)]
+    finally:
+        execution.close()
+    times: dict[int, list[float]] = {}
+    for runs in passes:
+        for run in runs:
+            times.setdefault(run.item, []).append(run.end - run.start)
+    ratios = {}
+    for number, found in times.items():
+        alone = _choice(profile, schedule, number).seconds
+        if alone > 0:
+            ratios[schedule.items[number].task] = statistics.median(found) / alone
+    choices = {
+        name: [replace(one, seconds=one.seconds * ratios.get(name, 1.0)) for one in some]
+        for name, some in profile.choices.items()
+    }
+    return replace(profile, choices=choices)
+
+
+def _beside(
+    profile: Profile, schedules: list[Schedule]
+) -> list[tuple[tuple[str, Choice], tuple[str, Choice]]]:
+    """Pairs that are predicted to run beside each other, those for longest first."""
+    overlaps: dict[tuple[str, str], float] = {}
+    pairs: dict[tuple[str, str], tuple[tuple[str, Choice], tuple[str, Choice]]] = {}
+    for schedule in schedules:
+        running: list[int] = []
+        for number, item in enumerate(schedule.items):
+            running = [each for each in running if schedule.items[each].end > item.start]
+            for each in running:
+                other = schedule.items[each]
+                if other.lane == item.lane or not item.end > item.start:
+                    continue
+                mine, its = _choice(profile, schedule, number), _choice(profile, schedule, each)
+                key = profile.key(item.task, mine.algorithm), profile.key(other.task, its.algorithm)
+                both = min(item.end, other.end) - item.start
+                overlaps[key] = overlaps.get(key, 0.0) + both
+                pairs[key] = (item.task, mine), (other.task, its)
+            running.append(number)
+    longest = sorted(overlaps, key=lambda key: -overlaps[key])[:_PAIRS]
+    return [pairs[key] for key in longest]
+
+
+def _choice(profile: Profile, schedule: Schedule, number: int) -> Choice:
+    item = schedule.items[number]
+    return next(each for each in profile.choices[item.task] if each.algorithm == item.algorithm)
+
+
+def try_schedules(
+    tasks: TaskGraph,
+    kernels: Kernels,
+    schedules: list[Schedule],
+    *,
+    rounds: int = _ROUNDS,
+    seconds: float = _SECONDS,
+    prepare: Callable[[LaneExecution], None] | None = None,
+) -> Trial:
+    """Run all schedules in turns, and choose.
+
+    Parameters
+    ----------
+    tasks, kernels
+        What to run.
+    schedules
+        At least one.
+    rounds, seconds
+        How many passes of each at least, and for how long in all.
+    prepare
+        Fills the images of an execution (default: they are random numbers).
+    """
+    executions = [LaneExecution(tasks, one, kernels) for one in schedules]
+    try:
+        times: list[list[float]] = [[] for _ in executions]
+        for execution in executions:
+            (prepare or _random_images)(execution)
+            _pass(execution)
+        start = time.perf_counter()
+        while len(times[0]) < rounds or time.perf_counter() - start < seconds:
+            for execution, found in zip(executions, times, strict=True):
+                found.append(_pass(execution))
+        medians = tuple(statistics.median(found) for found in times)
+        runs = tuple(_traced(execution) for execution in executions)
+    finally:
+        for execution in executions:
+            execution.close()
+    trial = Trial(tuple(schedules), medians, len(times[0]), runs, schedules[0])
+    serial, concurrent = trial.best(serial=True), trial.best(serial=False)
+    chosen = serial or concurrent
+    if serial is not None and concurrent is not None and serial[1] > _GAIN * concurrent[1]:
+        chosen = concurrent
+    assert chosen is not None  # there is one schedule at least
+    return replace(trial, chosen=chosen[0])
+
+
+def _pass(execution: LaneExecution) -> float:
+    start = time.perf_counter()
+    if execution.tasks.training:  # parameters are new in each pass
+        execution.kernels.parameters_changed()
+    execution.forward()
+    if execution.tasks.training:
+        execution.backward()
+    return time.perf_counter() - start
+
+
+def _traced(execution: LaneExecution) -> list[Run]:
+    found = execution.traced(backward=False)
+    if execution.tasks.training:
+        found += execution.traced(backward=True)
+    first = found[0][1] if found else 0.0
+    return [Run(item, start - first, end - first) for item, start, end in found]
+
+
+def _random_images(execution: LaneExecution) -> None:
+    random = np.random.default_rng(0)
+    tasks = execution.tasks
+    for name in (tasks.graph.input, gradient_of(tasks.output)):
+        if name in execution.tensors:
+            array = execution.tensors[name]
+            array[...] = random.standard_normal(array.shape, np.float32)
