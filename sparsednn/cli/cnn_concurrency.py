@@ -12,6 +12,7 @@ from sparsednn.cli._targets import check_targets
 from sparsednn.errors import UsageError
 
 if TYPE_CHECKING:
+    from sparsednn.dense.concurrency.scheduling.planner import Effort
     from sparsednn.dense.runs.concurrency import ConcurrencyStudy
 
 __all__ = [
@@ -91,6 +92,10 @@ def concurrency(
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float64.")] = "float32",
     seed: Annotated[int, typer.Option("--seed", help="Of the search for plans.")] = 0,
+    effort: Annotated[
+        str,
+        typer.Option("--effort", help="How long to search: quick (1 s), normal (10), thorough."),
+    ] = "normal",
     bounds_only: Annotated[
         bool,
         typer.Option(
@@ -99,6 +104,16 @@ def concurrency(
             "measured times: nothing is run.",
         ),
     ] = False,
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            "--platform",
+            metavar="NAME|FILE",
+            help="Predict the times on this platform (see 'calibrate') by its rooflines: nothing "
+            "is run.",
+            show_default=False,
+        ),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -141,7 +156,12 @@ def concurrency(
         raise UsageError(f"--device is cpu or cuda, found '{device}'")
     if batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, found {batch_size}")
+    search = _effort(effort)
     check_targets(network, {"--plan": plan, "--trace": trace, "--plot": plot})
+    if plot is not None:
+        from sparsednn.pictures import check_picture
+
+        check_picture(plot)
     graph = network_named(network, image, classes)
     if bounds_only:
         found = _bounds(graph, batch_size)
@@ -150,20 +170,32 @@ def concurrency(
         else:
             _print_bounds(found)
         return
-    from sparsednn.dense.runs.concurrency import study_concurrency
+    if platform is not None:
+        if not (plan is trace is plot is None):
+            raise UsageError(
+                "--plan, --trace and --plot are of a pass that has run, not --platform"
+            )
+        found = _predicted(
+            graph, batch_size, training, platform, lanes, limit, seed, search
+        )  # fmt: skip
+        if json:
+            print_json(found)
+        else:
+            _print_predicted(found)
+        return
+    from sparsednn.dense.runs.concurrency import study_concurrency, study_on_gpu
     from sparsednn.machine import available_cores
 
     if device == "cuda":
-        from sparsednn.dense.concurrency.gpu.study import study_on_gpu
-
         study = study_on_gpu(
             graph, images=batch_size, training=training, lanes=lanes or 4, workspace_limit=limit,
-            dtype=dtype, seed=seed,
+            dtype=dtype, seed=seed, effort=search,
         )  # fmt: skip
     else:
         study = study_concurrency(
             graph, images=batch_size, training=training, lanes=lanes or available_cores(),
-            workspace_limit=limit, dtype=dtype, seed=seed, progress=None if json else plan_progress,
+            workspace_limit=limit, dtype=dtype, seed=seed, effort=search,
+            progress=None if json else plan_progress,
         )  # fmt: skip
     title = f"{graph.name}, {batch_size} image{'s' * (batch_size != 1)}"
     _write(study, plan, trace, plot, title)
@@ -183,6 +215,74 @@ def _bounds(graph: Any, images: int) -> dict[str, Any]:
     parts = ("forward", "backward", "all")
     found = {part: bounds_of(tasks, costs, part=part).as_json() for part in parts}
     return {"network": graph.name, "images": images, "cost": "flops or words", "bounds": found}
+
+
+def _effort(text: str) -> Effort:
+    from sparsednn.dense.concurrency.scheduling.planner import EFFORTS
+
+    for known in EFFORTS:
+        if text == known:
+            return known
+    raise UsageError(f"--effort is quick, normal or thorough, found '{text}'")
+
+
+def _predicted(
+    graph: Any,
+    images: int,
+    training: bool,
+    platform: str,
+    lanes: int | None,
+    limit: int | None,
+    seed: int,
+    search: Effort,
+) -> dict[str, Any]:
+    from sparsednn.costmodel.dense.concurrent import platform_profile, predict_pass
+    from sparsednn.costmodel.platform import load_platform
+    from sparsednn.dense.concurrency.bounds import bounds_of
+    from sparsednn.dense.concurrency.scheduling.planner import plan
+    from sparsednn.dense.concurrency.tasks import TaskGraph
+
+    machine = load_platform(platform)
+    tasks = TaskGraph(graph, images, training=training)
+    lanes = lanes or machine.threads_per_rank * machine.node.ranks
+    profile = platform_profile(tasks, machine, lanes)
+    bounds = bounds_of(tasks, {name: some[0].seconds for name, some in profile.choices.items()})
+    schedules = plan(tasks, profile, workspace_limit=limit, seed=seed, effort=search)
+    serial = min(one.seconds for one in schedules if one.name.startswith("serial"))
+    return {
+        "network": graph.name,
+        "platform": machine.name,
+        "lanes": lanes,
+        "images": images,
+        "training": training,
+        "work_seconds": bounds.work,
+        "critical_path_seconds": bounds.critical_path,
+        "bound": bounds.bound,
+        "serial_seconds": serial,
+        "concurrent_seconds": schedules[0].seconds,
+        "speed_up": serial / schedules[0].seconds,
+        "workspace_bytes": schedules[0].workspace_bytes,
+        "schedules": [
+            {"name": one.name, **predict_pass(tasks, one, profile).as_json()} for one in schedules
+        ],
+    }
+
+
+def _print_predicted(found: dict[str, Any]) -> None:
+    way = "training" if found["training"] else "inference"
+    print(
+        f"{found['network']}, {way}, {found['images']} images, {found['lanes']} cores of "
+        f"{found['platform']}, predicted"
+    )
+    print("                    time    tasks  slow-down  waiting  bound by")
+    for row in found["schedules"]:
+        parts = row["parts"]
+        print(
+            f"{row['name']:<12}  {_ms(row['seconds']):>10}  "
+            f"{parts['tasks'] / row['seconds']:>6.0%}  {parts['slow-down'] / row['seconds']:>9.0%}"
+            f"  {parts['waiting'] / row['seconds']:>7.0%}  {row['bound']}"
+        )
+    print(f"work / critical path {found['bound']:.2f}, serial / concurrent {found['speed_up']:.2f}")
 
 
 def _print_bounds(found: dict[str, Any]) -> None:

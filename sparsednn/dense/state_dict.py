@@ -1,7 +1,7 @@
 """State dicts of PyTorch in and out of a network's arrays, whole or block by block.
 
-Read are ``.safetensors`` and what ``torch.save(model.state_dict(), path)`` wrote (``.pt``,
-``.pth``; see `sparsednn.formats.torch_checkpoint`, which executes nothing); written is
+Read are ``.safetensors``, what ``torch.save(model.state_dict(), path)`` wrote (``.pt``, ``.pth``;
+see `sparsednn.formats.torch_checkpoint`, which executes nothing) and ``.onnx``; written is
 ``.safetensors``, which PyTorch people load with ``safetensors.torch.load_file``. A file is compared
 with the network before any number is read. The weights of fully connected layers are matrices in
 files, ``(filters, channels · rows · columns)``: the same numbers in the same order.
@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.initial import Block, block_indices
+from sparsednn.dense.onnx_file import read_onnx
 from sparsednn.dense.operations import Parameter
 from sparsednn.errors import FormatError, ShapeError
 from sparsednn.formats import torch_checkpoint
@@ -57,7 +58,7 @@ class StateFile:
     Parameters
     ----------
     path
-        A state dict: ``.safetensors``, or what ``torch.save`` wrote.
+        A state dict: ``.safetensors``, ``.onnx``, or what ``torch.save`` wrote.
     graph
         The network that it should be of.
     ignore
@@ -66,7 +67,7 @@ class StateFile:
     Raises
     ------
     MissingDependencyError
-        If PyTorch is needed and not installed.
+        If PyTorch or ONNX is needed and not installed.
     FormatError
         If the file is damaged, lacks parameters, or has others than the network's.
     ShapeError
@@ -307,7 +308,7 @@ def _compare(
 
 
 class _File(Protocol):
-    """What both kinds of files have to offer."""
+    """What all kinds of files have to offer."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -323,6 +324,8 @@ class _File(Protocol):
 def _opened(path: Path) -> _File:
     if path.suffix == ".safetensors":
         return _SafetensorsFile(path)
+    if path.suffix == ".onnx":
+        return _OnnxArrays(path)
     return _TorchFile(torch_checkpoint.open_state_dict(path))
 
 
@@ -346,6 +349,27 @@ class _TorchFile:
 
     def close(self) -> None:
         """Do nothing: the map goes with the last of its arrays."""
+
+
+class _OnnxArrays:
+    """The arrays of a network in an ONNX file, all of which are in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._arrays = read_onnx(path).arrays
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo(f"F{8 * each.itemsize}", each.shape)
+            for name, each in self._arrays.items()
+        }
+
+    def read(self, parameter: Parameter, indices: _Indices) -> NDArray[Any]:
+        found: NDArray[Any] = self._arrays[parameter.name][np.ix_(*indices)]
+        return found
+
+    def close(self) -> None:
+        self._arrays = {}
 
 
 class _SafetensorsFile:

@@ -1,9 +1,9 @@
-"""An ONNX file as a chain of nodes and the constants beside it.
+"""An ONNX file: its nodes, who makes and who reads each tensor, and the constants beside them.
 
-Opens the file (with its external data), finds the one input and the one output, and follows the
-tensor from one to the other; a branch is an error. Constants are initializers (dense or sparse),
-Constant nodes, and Identity or Transpose of these. What the operators mean is not known here.
-ONNX is imported when a file is read, not before.
+Opens the file (with its external data). Constants are initializers (dense or sparse), Constant
+nodes, and Identity or Transpose of these. `OnnxGraph` is a file that is a chain: it finds the one
+input and the one output, and follows the tensor from one to the other; a branch is an error. What
+the operators mean is not known here. ONNX is imported when a file is read, not before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sparsednn.errors import FormatError, MissingDependencyError
 from sparsednn.formats._common import reading
 
-__all__ = ["OnnxGraph", "SparseConstant", "label"]
+__all__ = ["OnnxFile", "OnnxGraph", "SparseConstant", "label"]
 
 _SHAPE_OPERATORS = frozenset(
     {"Shape", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Identity", "Constant",
@@ -32,6 +32,8 @@ _SHAPE_OPERATORS = frozenset(
 _ATTRIBUTE_KINDS = {
     "alpha": 1, "beta": 1, "min": 1, "max": 1, "transA": 2, "transB": 2, "axis": 2, "group": 2,
     "allowzero": 2, "auto_pad": 3, "strides": 7, "pads": 7, "dilations": 7, "perm": 7,
+    "epsilon": 1, "momentum": 1, "training_mode": 2, "spatial": 2, "ceil_mode": 2,
+    "count_include_pad": 2, "storage_order": 2, "keepdims": 2, "kernel_shape": 7, "axes": 7,
 }  # fmt: skip
 
 
@@ -55,15 +57,27 @@ def label(node: Any) -> str:
     return f"{domain}{node.op_type} '{node.name or ', '.join(map(str, node.output))}'"
 
 
-class OnnxGraph:
-    """The graph of one file.
+class OnnxFile:
+    """The graph of one file, and the constants in it.
+
+    Attributes
+    ----------
+    path
+        The file.
+    opset
+        Version of ONNX's own operators.
+    nodes
+        All of them, in the file's order, which should be a topological one.
+    inputs, outputs
+        What comes in and is no constant, and what goes out: name → sizes, None where a size is a
+        name; None if nothing is said.
 
     Raises
     ------
     MissingDependencyError
         If onnx is not installed.
     FormatError
-        If the file is missing, damaged, or has not one input and one output.
+        If the file is missing, damaged, or has no operators.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +86,7 @@ class OnnxGraph:
             self._onnx: Any = importlib.import_module("onnx")
         except ImportError as error:
             raise MissingDependencyError(
-                f"{path}: reading it needs onnx: pip install onnx"
+                f"{path}: reading it needs onnx: pip install 'sparsednn[onnx]'"
             ) from error
         model = self._load()
         graph = model.graph
@@ -82,6 +96,7 @@ class OnnxGraph:
         )
         if not graph.node or not self.opset:
             raise FormatError(f"{path}: not an ONNX model, or truncated: it has no operators")
+        self.nodes: list[Any] = list(graph.node)
         self._dense = {tensor.name: tensor for tensor in graph.initializer}
         self._sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
         self._producers = {name: node for node in graph.node for name in node.output if name}
@@ -90,14 +105,8 @@ class OnnxGraph:
             for name in node.input:
                 self._consumers.setdefault(name, []).append(node)
         weights = {*self._dense, *self._sparse}
-        inputs = [value for value in graph.input if value.name not in weights]
-        for what, found in (("inputs", inputs), ("outputs", list(graph.output))):
-            if len(found) != 1:
-                named = ", ".join(f"'{value.name}'" for value in found) or "none"
-                raise FormatError(f"{path}: only chains are read, with one of its {what}: {named}")
-        self.input: str = inputs[0].name
-        self.output: str = graph.output[0].name
-        self.input_shape = _shape(inputs[0])
+        self.inputs = {one.name: _shape(one) for one in graph.input if one.name not in weights}
+        self.outputs = {one.name: _shape(one) for one in graph.output}
 
     def _load(self) -> Any:
         path = self.path
@@ -121,43 +130,13 @@ class OnnxGraph:
             raise FormatError(f"{path}: its external data cannot be read: {reason}") from error
         return model
 
-    def chain(self) -> Iterator[tuple[str, Any]]:
-        """Follow the data: each node with the name of the tensor that enters it.
+    def readers(self, tensor: str) -> list[Any]:
+        """Nodes that read a tensor, one that reads it twice twice."""
+        return self._consumers.get(tensor, [])
 
-        Raises
-        ------
-        FormatError
-            Where a tensor has no use or several, before the output is reached.
-        """
-        tensor, steps = self.input, 0
-        while True:
-            # Its size is asked for by exporters in front of a Reshape; that is no use of values.
-            users = [node for node in self._consumers.get(tensor, ()) if node.op_type != "Shape"]
-            ends = tensor == self.output
-            if len(users) + ends > 1:
-                named = ", ".join(label(node) for node in users)
-                also = "the output and " if ends else ""
-                raise FormatError(
-                    f"{self.path}: tensor '{tensor}' branches, to {also}{named}: only chains are "
-                    "read"
-                )
-            if ends:
-                return
-            if not users or steps > len(self._producers):
-                raise FormatError(
-                    f"{self.path}: tensor '{tensor}' does not lead to the output '{self.output}'"
-                )
-            node = users[0]
-            if not node.output:
-                raise FormatError(f"{self.path}: {label(node)} has no output")
-            yield tensor, node
-            for extra in node.output[1:]:
-                if extra in self._consumers or extra == self.output:
-                    raise FormatError(
-                        f"{self.path}: {label(node)} has a second output '{extra}' in use: only "
-                        "chains are read"
-                    )
-            tensor, steps = node.output[0], steps + 1
+    def producer(self, tensor: str) -> Any:
+        """Return the node that makes a tensor; None if there is none."""
+        return self._producers.get(tensor)
 
     def attributes(self, node: Any) -> dict[str, Any]:
         """Attributes of a node as Python values; texts as ``str``.
@@ -278,6 +257,63 @@ class OnnxGraph:
         else:
             rows, columns = indices.T
         return SparseConstant(rows, columns, values, (int(shape[0]), int(shape[1])))
+
+
+class OnnxGraph(OnnxFile):
+    """The graph of one file that is a chain.
+
+    Raises
+    ------
+    MissingDependencyError, FormatError
+        As for `OnnxFile`; also if there is not one input and one output.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for what, found in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if len(found) != 1:
+                named = ", ".join(f"'{name}'" for name in found) or "none"
+                raise FormatError(f"{path}: only chains are read, with one of its {what}: {named}")
+        ((self.input, self.input_shape),) = self.inputs.items()
+        (self.output,) = self.outputs
+
+    def chain(self) -> Iterator[tuple[str, Any]]:
+        """Follow the data: each node with the name of the tensor that enters it.
+
+        Raises
+        ------
+        FormatError
+            Where a tensor has no use or several, before the output is reached.
+        """
+        tensor, steps = self.input, 0
+        while True:
+            # Its size is asked for by exporters in front of a Reshape; that is no use of values.
+            users = [node for node in self._consumers.get(tensor, ()) if node.op_type != "Shape"]
+            ends = tensor == self.output
+            if len(users) + ends > 1:
+                named = ", ".join(label(node) for node in users)
+                also = "the output and " if ends else ""
+                raise FormatError(
+                    f"{self.path}: tensor '{tensor}' branches, to {also}{named}: only chains are "
+                    "read"
+                )
+            if ends:
+                return
+            if not users or steps > len(self._producers):
+                raise FormatError(
+                    f"{self.path}: tensor '{tensor}' does not lead to the output '{self.output}'"
+                )
+            node = users[0]
+            if not node.output:
+                raise FormatError(f"{self.path}: {label(node)} has no output")
+            yield tensor, node
+            for extra in node.output[1:]:
+                if extra in self._consumers or extra == self.output:
+                    raise FormatError(
+                        f"{self.path}: {label(node)} has a second output '{extra}' in use: only "
+                        "chains are read"
+                    )
+            tensor, steps = node.output[0], steps + 1
 
 
 def _shape(value: Any) -> tuple[int | None, ...] | None:

@@ -14,6 +14,7 @@ import pytest
 from cli.cli_program import Outcome, Program, snapshot
 
 from mpi_runs import require_mpi, run_session
+from onnx_graphs import write_onnx
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.initial import initial_parameters
 from sparsednn.dense.networks import make_network
@@ -37,9 +38,17 @@ PLACED = {
 TRAIN_KEYS = PLACED | {
     "images", "test_images", "seed", "epochs", "steps", "resumed_step", "loss", "train_accuracy",
     "test_loss", "test_accuracy", "seconds", "seconds_read", "seconds_prepare", "pass_seconds",
-    "messages_sent", "evaluation_words", "memory_predicted", "checkpoint", "plot",
+    "messages_sent", "evaluation_words", "memory_predicted", "checkpoint", "plot", "concurrent",
 }  # fmt: skip
-INFER_KEYS = PLACED | {"images", "loss", "accuracy", "seconds", "memory_predicted", "output"}
+INFER_KEYS = PLACED | {
+    "concurrent",
+    "images",
+    "loss",
+    "accuracy",
+    "seconds",
+    "memory_predicted",
+    "output",
+}
 BENCH_KEYS = PLACED | {"training", "steps", "seconds_per_step", "pass_seconds", "layers"}
 ROW_KEYS = {"layer", "algorithm", "grid", "words", "memory", "data_parallel_words"}
 
@@ -318,6 +327,40 @@ def test_a_network_of_ones_own(program: Program) -> None:
         ("its output 'relu' is 1×2×2, expected was one logit", "images.json"),
     ):
         program.fails(3, rf"{file}: .*{says}", "cnn", "plan", file, "--ranks", 2)
+
+
+def test_an_onnx_file(program: Program) -> None:
+    """Planned, measured, looked through, lowered, and trained on from the numbers in it."""
+    pytest.importorskip("onnx", reason="needs onnx: pip install 'sparsednn[onnx]'")
+    graph = own_network()
+    arrays = initial_parameters(graph, seed=9)
+    write_onnx(Path("own.onnx"), graph, arrays)
+    write_state_dict("own.safetensors", graph, arrays)
+    plan = strict(program.ok("cnn", "plan", "own.onnx", "--ranks", 4, "--json").out)
+    assert (plan["network"], plan["identity"]) == ("own", graph.identity)
+    program.ok("cnn", "bench", "own.onnx", *BACKEND, "--steps", "1", "--batch-size", "5")
+
+    def loss(command: str, *arguments: str) -> float:
+        found: float = strict(program.ok("cnn", command, *arguments, "--json").out)["loss"]
+        return found
+
+    sources = (("own.onnx",), ("own.safetensors",), ("own.onnx", "--weights", "own.safetensors"),
+               ("own.safetensors", "--weights", "own.onnx"))  # fmt: skip
+    assert len({loss("infer", *source, *INFER[3:]) for source in sources}) == 1
+    assert len({loss("train", *source, *QUICK[3:]) for source in sources}) == 1
+    program.ok("cnn", "lower", "own.onnx", "--from", "last", "-o", "part.safetensors")
+
+    program.fails(2, "--classes belongs", "cnn", "plan", "own.onnx", "--ranks", 2, "--classes", 3)
+    program.fails(2, "--weights belongs", "cnn", "lower", "own.onnx", "--weights",
+                  "own.safetensors", "-o", "a.npz")  # fmt: skip
+    program.fails(3, r"none\.onnx: no such file", "cnn", "bench", "none.onnx")
+    program.fails(3, r"'conv1\.weight'", "cnn", "infer", "lenet5", *INFER[3:], "--weights",
+                  "own.onnx")  # fmt: skip
+    Path("half.onnx").write_bytes(Path("own.onnx").read_bytes()[:300])
+    program.fails(3, r"half\.onnx: not an ONNX model", "cnn", "train", "half.onnx", *QUICK[3:])
+    program.patch.setitem(sys.modules, "onnx", None)
+    says = r"own\.onnx: .* pip install 'sparsednn\[onnx\]'$"
+    program.fails(5, says, "cnn", "plan", "own.onnx", "--ranks", 2)
 
 
 def test_weights_with_more_classes_than_the_images(program: Program) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from sparsednn.dense.initial import initial_parameters
 from sparsednn.dense.networks import NETWORKS, make_network
+from sparsednn.dense.networks.pathnet import pathnet
 from sparsednn.dense.operations import (
+    Add,
     MaxPool,
 )
 from sparsednn.dense.state_dict import to_torch
@@ -244,6 +246,131 @@ class GoogLeNet(nn.Module):
         return x
 
 
+class Mixed(nn.Module):
+    """An Inception-v3 module: branches of convolutions, and one of a pool.
+
+    `branches` has the names in each; those in a tuple stand side by side. `convolutions` has
+    filters, taps and stride of each, in the order of the state dict.
+    """
+
+    def __init__(self, c: int, pool: str, branches: list[list[Any]], **convolutions: Any) -> None:
+        super().__init__()
+        self.pool, self.branches = pool, branches
+        starts = {"branch_pool", *(branch[0] for branch in branches)}
+        channels = c
+        for name, (k, taps, stride) in convolutions.items():
+            channels = c if name in starts else channels
+            pads = 0 if stride > 1 else (taps[0] // 2, taps[1] // 2)
+            conv = BasicConv2d(channels, k, kernel_size=taps, stride=stride, padding=pads)
+            self.add_module(name, conv)
+            channels = k
+
+    def forward(self, x: Any) -> Any:
+        outputs = []
+        for branch in self.branches:
+            y = x
+            for step in branch:
+                if isinstance(step, tuple):
+                    y = torch.cat([getattr(self, side)(y) for side in step], 1)
+                else:
+                    y = getattr(self, step)(y)
+            outputs.append(y)
+        if self.pool == "max":
+            outputs.append(F.max_pool2d(x, 3, 2))
+        else:
+            outputs.append(self.branch_pool(F.avg_pool2d(x, 3, 1, 1)))
+        return torch.cat(outputs, 1)
+
+
+def mixed_a(c: int, pool: int) -> Any:
+    return Mixed(
+        c, "mean",
+        [["branch1x1"], ["branch5x5_1", "branch5x5_2"],
+         ["branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"]],
+        branch1x1=(64, (1, 1), 1), branch5x5_1=(48, (1, 1), 1), branch5x5_2=(64, (5, 5), 1),
+        branch3x3dbl_1=(64, (1, 1), 1), branch3x3dbl_2=(96, (3, 3), 1),
+        branch3x3dbl_3=(96, (3, 3), 1), branch_pool=(pool, (1, 1), 1),
+    )  # fmt: skip
+
+
+def mixed_b(c: int) -> Any:
+    return Mixed(
+        c, "max", [["branch3x3"], ["branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"]],
+        branch3x3=(384, (3, 3), 2), branch3x3dbl_1=(64, (1, 1), 1),
+        branch3x3dbl_2=(96, (3, 3), 1), branch3x3dbl_3=(96, (3, 3), 2),
+    )  # fmt: skip
+
+
+def mixed_c(c: int, k: int) -> Any:
+    row, column = (1, 7), (7, 1)
+    return Mixed(
+        c, "mean",
+        [["branch1x1"], [f"branch7x7_{n}" for n in (1, 2, 3)],
+         [f"branch7x7dbl_{n}" for n in (1, 2, 3, 4, 5)]],
+        branch1x1=(192, (1, 1), 1), branch7x7_1=(k, (1, 1), 1), branch7x7_2=(k, row, 1),
+        branch7x7_3=(192, column, 1), branch7x7dbl_1=(k, (1, 1), 1),
+        branch7x7dbl_2=(k, column, 1), branch7x7dbl_3=(k, row, 1),
+        branch7x7dbl_4=(k, column, 1), branch7x7dbl_5=(192, row, 1),
+        branch_pool=(192, (1, 1), 1),
+    )  # fmt: skip
+
+
+def mixed_d(c: int) -> Any:
+    return Mixed(
+        c, "max",
+        [["branch3x3_1", "branch3x3_2"], [f"branch7x7x3_{n}" for n in (1, 2, 3, 4)]],
+        branch3x3_1=(192, (1, 1), 1), branch3x3_2=(320, (3, 3), 2),
+        branch7x7x3_1=(192, (1, 1), 1), branch7x7x3_2=(192, (1, 7), 1),
+        branch7x7x3_3=(192, (7, 1), 1), branch7x7x3_4=(192, (3, 3), 2),
+    )  # fmt: skip
+
+
+def mixed_e(c: int) -> Any:
+    return Mixed(
+        c, "mean",
+        [["branch1x1"], ["branch3x3_1", ("branch3x3_2a", "branch3x3_2b")],
+         ["branch3x3dbl_1", "branch3x3dbl_2", ("branch3x3dbl_3a", "branch3x3dbl_3b")]],
+        branch1x1=(320, (1, 1), 1), branch3x3_1=(384, (1, 1), 1),
+        branch3x3_2a=(384, (1, 3), 1), branch3x3_2b=(384, (3, 1), 1),
+        branch3x3dbl_1=(448, (1, 1), 1), branch3x3dbl_2=(384, (3, 3), 1),
+        branch3x3dbl_3a=(384, (1, 3), 1), branch3x3dbl_3b=(384, (3, 1), 1),
+        branch_pool=(192, (1, 1), 1),
+    )  # fmt: skip
+
+
+def inception_v3(size: int, classes: int) -> Any:
+    conv, large = BasicConv2d, size >= 64
+    rim = {"kernel_size": 3, "padding": 0 if large else 1}
+    pools = [nn.MaxPool2d(3, 2) if large else nn.Identity() for _ in range(2)]
+    return Named(
+        Conv2d_1a_3x3=conv(3, 32, stride=2 if large else 1, **rim),
+        Conv2d_2a_3x3=conv(32, 32, **rim), Conv2d_2b_3x3=conv(32, 64, kernel_size=3, padding=1),
+        maxpool1=pools[0], Conv2d_3b_1x1=conv(64, 80, kernel_size=1),
+        Conv2d_4a_3x3=conv(80, 192, **rim), maxpool2=pools[1],
+        Mixed_5b=mixed_a(192, 32), Mixed_5c=mixed_a(256, 64), Mixed_5d=mixed_a(288, 64),
+        Mixed_6a=mixed_b(288), Mixed_6b=mixed_c(768, 128), Mixed_6c=mixed_c(768, 160),
+        Mixed_6d=mixed_c(768, 160), Mixed_6e=mixed_c(768, 192), Mixed_7a=mixed_d(768),
+        Mixed_7b=mixed_e(1280), Mixed_7c=mixed_e(2048), avgpool=nn.AdaptiveAvgPool2d(1),
+        fc=nn.Linear(2048, classes),
+    )  # fmt: skip
+
+
+class PathLayer(nn.Module):
+    def __init__(self, c: int, stride: int) -> None:
+        super().__init__()
+        for number in range(1, 11):
+            conv = nn.Conv2d(c, 32, 3, stride, 1)
+            self.add_module(f"module{number}", Named(conv=conv, relu=relu()))
+
+    def forward(self, x: Any) -> Any:
+        return sum(module(x) for module in self.children())
+
+
+def torch_pathnet(size: int, classes: int) -> Any:
+    layers = {f"layer{k}": PathLayer(3 if k == 1 else 32, 1 if k == 1 else 2) for k in range(1, 5)}
+    return Named(**layers, fc=nn.Linear(32 * (size // 8) ** 2, classes))
+
+
 def torch_network(name: str, image: tuple[int, int, int], classes: int) -> Any:
     size = image[1]
     stem = 7 if size >= 64 else 3
@@ -264,6 +391,10 @@ def torch_network(name: str, image: tuple[int, int, int], classes: int) -> Any:
             return ResNet(64, (3, 4, 6, 3), 4, stem, classes)
         case "googlenet":
             return GoogLeNet(size, classes)
+        case "inception_v3":
+            return inception_v3(size, classes)
+        case "pathnet":
+            return torch_pathnet(size, classes)
     raise AssertionError(name)
 
 
@@ -272,7 +403,7 @@ LARGE = ("alexnet", "vgg16", "resnet18", "resnet50", "googlenet")
 
 @pytest.mark.parametrize(
     ("name", "image"),
-    [(name, None) for name in NETWORKS] + [(name, CIFAR) for name in LARGE],
+    [(name, None) for name in NETWORKS] + [(name, CIFAR) for name in (*LARGE, "inception_v3")],
 )
 def test_parameters_have_pytorchs_names_order_and_shapes(name: str, image: Any) -> None:
     graph = make_network(name, image)
@@ -299,17 +430,23 @@ def state_of(net: Any, seed: int) -> dict[str, Any]:
     return dict(state)
 
 
+SIZES = [
+    ("smallcnn", (1, 28, 28)), ("lenet5", (1, 28, 28)), ("resnet20", CIFAR),
+    ("resnet20", (3, 9, 9)),
+    *((name, CIFAR) for name in LARGE),
+    *((name, (3, 64, 64)) for name in LARGE),
+    ("googlenet", (3, 75, 75)), ("resnet18", (3, 71, 71)), ("pathnet", CIFAR),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "image"),
+    ("name", "image", "training"),
     [
-        ("smallcnn", (1, 28, 28)), ("lenet5", (1, 28, 28)), ("resnet20", CIFAR),
-        ("resnet20", (3, 9, 9)),
-        *((name, CIFAR) for name in LARGE),
-        *((name, (3, 64, 64)) for name in LARGE),
-        ("googlenet", (3, 75, 75)), ("resnet18", (3, 71, 71)),
+        *((*size, training) for size in SIZES for training in (False, True)),
+        ("inception_v3", (3, 75, 75), False),
+        ("inception_v3", (3, 8, 8), True),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+)
 def test_outputs_equal_pytorchs(name: str, image: Any, training: bool) -> None:
     torch.manual_seed(3)
     graph = make_network(name, image, 10)
@@ -359,6 +496,8 @@ def test_our_initial_parameters_load_into_pytorch_strictly(name: str) -> None:
         ("resnet20", 272_474),
         ("resnet50", 25_557_032),
         ("googlenet", 6_624_904),
+        ("inception_v3", 23_834_568),
+        ("pathnet", 291_530),
     ],
 )
 def test_known_totals_of_parameters(name: str, parameters: int) -> None:
@@ -369,7 +508,7 @@ def test_known_totals_of_parameters(name: str, parameters: int) -> None:
     ("name", "giga"),
     [
         ("alexnet", 0.71), ("vgg16", 15.47), ("resnet18", 1.81), ("resnet50", 4.09),
-        ("googlenet", 1.50), ("resnet20", 0.041),
+        ("googlenet", 1.50), ("inception_v3", 5.71), ("resnet20", 0.041), ("pathnet", 0.040),
     ],
 )  # fmt: skip
 def test_known_totals_of_multiply_adds(name: str, giga: float) -> None:
@@ -381,6 +520,35 @@ def test_known_totals_of_multiply_adds(name: str, giga: float) -> None:
     )
     assert round(products / 2e9, 3 if giga < 0.1 else 2) == giga
     assert graph.forward_flops() > products
+
+
+def test_the_grids_of_inception_v3() -> None:
+    graph = make_network("inception_v3")
+    ends = ("Conv2d_2b_3x3.relu", "Mixed_5d.concatenate", "Mixed_6e.concatenate")
+    assert [graph.shape(name) for name in (*ends, "Mixed_7c.concatenate")] == [
+        (64, 147, 147), (288, 35, 35), (768, 17, 17), (2048, 8, 8),
+    ]  # fmt: skip
+    small = make_network("inception_v3", CIFAR)
+    assert small.shape("Mixed_5d.concatenate") == (288, 32, 32)
+    assert {name: each.shape for name, each in small.parameters.items() if name != "fc.weight"} == {
+        name: each.shape for name, each in graph.parameters.items() if name != "fc.weight"
+    } | {"fc.bias": (10,)}
+    for image in ((3, 64, 64), (3, 6, 6)):
+        with pytest.raises(ShapeError, match="are too small for inception_v3: operation 'Mixed_7a"):
+            make_network("inception_v3", image)
+
+
+def test_modules_of_a_pathnet_run_side_by_side() -> None:
+    graph = pathnet((1, 8, 8), 3, layers=2, modules=5)
+    for layer, before in ((1, "image"), (2, "layer1.sum")):
+        assert len(graph.successors(before)) == 5
+        total = graph.operation(f"layer{layer}.sum")
+        assert isinstance(total, Add)
+        assert len(set(graph.predecessors(total.name))) == 5
+    assert graph.shape("layer2.sum") == (32, 4, 4)
+    for layers, modules in ((0, 5), (2, 1)):
+        with pytest.raises(ShapeError, match=f"found {layers} of {modules}"):
+            pathnet((1, 8, 8), 3, layers=layers, modules=modules)
 
 
 def test_a_last_pooling_window_that_is_not_full_counts_in_googlenet() -> None:

@@ -504,5 +504,7 @@ def test_constants_that_go_in_circles(tmp_path: Path) -> None:
 def test_without_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "net.onnx", [node("Gemm", "x w", "y")], W)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(MissingDependencyError, match=r"net\.onnx: .* pip install onnx$"):
+    with pytest.raises(
+        MissingDependencyError, match=r"net\.onnx: .* pip install 'sparsednn\[onnx\]'$"
+    ):
         read_network(path)

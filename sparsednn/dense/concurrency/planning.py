@@ -13,68 +13,28 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from sparsednn.dense.concurrency.cpu.lanes import LaneExecution
 from sparsednn.dense.concurrency.kernels import Kernels
-from sparsednn.dense.concurrency.profile import Choice, Profile
+from sparsednn.dense.concurrency.profile import Profile
 from sparsednn.dense.concurrency.profile_store import ProfileStore
 from sparsednn.dense.concurrency.profiling import measure_pairs, measure_profile
 from sparsednn.dense.concurrency.schedule import Schedule
-from sparsednn.dense.concurrency.scheduling.planner import plan
+from sparsednn.dense.concurrency.scheduling.planner import Effort, plan
 from sparsednn.dense.concurrency.scheduling.serial import serial_schedule
 from sparsednn.dense.concurrency.tasks import TaskGraph, gradient_of
 from sparsednn.dense.concurrency.timeline import Run
+from sparsednn.dense.concurrency.trial import Trial, choice_of, pairs_beside
 
-__all__ = ["Trial", "make_profile", "try_schedules"]
+__all__ = ["make_profile", "try_schedules"]
 
 #: Pairs that are measured: those that are beside each other for longest.
 _PAIRS = 24
 #: Passes of each schedule in a trial, at least, and seconds of all of them.
 _ROUNDS, _SECONDS = 7, 3.0
-#: A concurrent schedule that gains less than this over the serial one gains nothing but noise.
-_GAIN = 1.01
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Schedules, and what they took.
-
-    Attributes
-    ----------
-    schedules
-        By predicted time.
-    seconds
-        Median of each, as measured.
-    rounds
-        Passes of each.
-    runs
-        When each part ran, in one more pass of each.
-    chosen
-        The one to use.
-    """
-
-    schedules: tuple[Schedule, ...]
-    seconds: tuple[float, ...]
-    rounds: int
-    runs: tuple[list[Run], ...]
-    chosen: Schedule
-
-    def best(self, *, serial: bool) -> tuple[Schedule, float] | None:
-        """Return the quickest of those with tasks side by side, or of the serial ones."""
-        found = [
-            (seconds, number)
-            for number, (schedule, seconds) in enumerate(
-                zip(self.schedules, self.seconds, strict=True)
-            )
-            if schedule.name.startswith("serial") == serial
-        ]
-        if not found:
-            return None
-        seconds, number = min(found)
-        return self.schedules[number], seconds
 
 
 def make_profile(
@@ -84,6 +44,7 @@ def make_profile(
     *,
     workspace_limit: int | None = None,
     seed: int = 0,
+    effort: Effort = "normal",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Profile, list[Schedule]]:
     """Measure tasks, make schedules, measure pairs that run side by side, and make them again.
@@ -95,10 +56,11 @@ def make_profile(
     """
     profile = measure_profile(tasks, kernels, store, progress=progress)
     profile = _in_place(tasks, kernels, profile, workspace_limit)
-    schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed)
+    schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort)
     concurrent = [one for one in schedules if not one.name.startswith("serial")]
-    if concurrent and measure_pairs(tasks, kernels, profile, _beside(profile, concurrent), store):
-        schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed)
+    pairs = pairs_beside(profile, concurrent)[:_PAIRS]
+    if measure_pairs(tasks, kernels, profile, pairs, store):
+        schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort)
     return profile, schedules
 
 
@@ -124,43 +86,15 @@ def _in_place(
             times.setdefault(run.item, []).append(run.end - run.start)
     ratios = {}
     for number, found in times.items():
-        alone = _choice(profile, schedule, number).seconds
+        item = schedule.items[number]
+        alone = choice_of(profile, item.task, item.algorithm).seconds
         if alone > 0:
-            ratios[schedule.items[number].task] = statistics.median(found) / alone
+            ratios[item.task] = statistics.median(found) / alone
     choices = {
         name: [replace(one, seconds=one.seconds * ratios.get(name, 1.0)) for one in some]
         for name, some in profile.choices.items()
     }
     return replace(profile, choices=choices)
-
-
-def _beside(
-    profile: Profile, schedules: list[Schedule]
-) -> list[tuple[tuple[str, Choice], tuple[str, Choice]]]:
-    """Pairs that are predicted to run beside each other, those for longest first."""
-    overlaps: dict[tuple[str, str], float] = {}
-    pairs: dict[tuple[str, str], tuple[tuple[str, Choice], tuple[str, Choice]]] = {}
-    for schedule in schedules:
-        running: list[int] = []
-        for number, item in enumerate(schedule.items):
-            running = [each for each in running if schedule.items[each].end > item.start]
-            for each in running:
-                other = schedule.items[each]
-                if other.lane == item.lane or not item.end > item.start:
-                    continue
-                mine, its = _choice(profile, schedule, number), _choice(profile, schedule, each)
-                key = profile.key(item.task, mine.algorithm), profile.key(other.task, its.algorithm)
-                both = min(item.end, other.end) - item.start
-                overlaps[key] = overlaps.get(key, 0.0) + both
-                pairs[key] = (item.task, mine), (other.task, its)
-            running.append(number)
-    longest = sorted(overlaps, key=lambda key: -overlaps[key])[:_PAIRS]
-    return [pairs[key] for key in longest]
-
-
-def _choice(profile: Profile, schedule: Schedule, number: int) -> Choice:
-    item = schedule.items[number]
-    return next(each for each in profile.choices[item.task] if each.algorithm == item.algorithm)
 
 
 def try_schedules(
@@ -200,13 +134,7 @@ def try_schedules(
     finally:
         for execution in executions:
             execution.close()
-    trial = Trial(tuple(schedules), medians, len(times[0]), runs, schedules[0])
-    serial, concurrent = trial.best(serial=True), trial.best(serial=False)
-    chosen = serial or concurrent
-    if serial is not None and concurrent is not None and serial[1] > _GAIN * concurrent[1]:
-        chosen = concurrent
-    assert chosen is not None  # there is one schedule at least
-    return replace(trial, chosen=chosen[0])
+    return Trial(tuple(schedules), medians, len(times[0]), runs)
 
 
 def _pass(execution: LaneExecution) -> float:

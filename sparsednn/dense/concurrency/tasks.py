@@ -288,6 +288,8 @@ class TaskGraph:
             first = first_of[source]
             head = self.graph.operation(first)
             takes = isinstance(head, (*_PRODUCTS, Add, BatchNorm))
+            # On the way back, each rectifier looks at its own output.
+            takes &= not (self.training and isinstance(self.graph.operation(source), Relu))
             if takes and self._readers[source] == [name]:
                 chains[first] = (*chains.get(first, (first,)), name)
                 first_of[name] = first

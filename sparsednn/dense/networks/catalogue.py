@@ -9,7 +9,9 @@ from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.networks.alexnet import alexnet
 from sparsednn.dense.networks.builder import is_small
 from sparsednn.dense.networks.googlenet import googlenet
+from sparsednn.dense.networks.inception_v3 import inception_v3
 from sparsednn.dense.networks.lenet import lenet5, smallcnn
+from sparsednn.dense.networks.pathnet import pathnet
 from sparsednn.dense.networks.resnet import resnet18, resnet20, resnet50
 from sparsednn.dense.networks.vgg import vgg16
 from sparsednn.dense.operations import Shape, shape_text
@@ -20,6 +22,7 @@ __all__ = ["NETWORKS", "Entry", "make_network"]
 _MNIST: Final[Shape] = (1, 28, 28)
 _CIFAR: Final[Shape] = (3, 32, 32)
 _IMAGENET: Final[Shape] = (3, 224, 224)
+_INCEPTION: Final[Shape] = (3, 299, 299)
 
 
 class Entry(NamedTuple):
@@ -39,6 +42,8 @@ NETWORKS: Final[dict[str, Entry]] = {
     "resnet20": Entry(resnet20, _CIFAR, 10),
     "resnet50": Entry(resnet50, _IMAGENET, 1000),
     "googlenet": Entry(googlenet, _IMAGENET, 1000),
+    "inception_v3": Entry(inception_v3, _INCEPTION, 1000),
+    "pathnet": Entry(pathnet, _CIFAR, 10),
 }
 """All networks by name."""
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsednn.comm.alone import Alone
+from sparsednn.costmodel.dense.concurrent import predict_pass
 from sparsednn.dense.concurrency.bounds import Bounds, bounds_of
-from sparsednn.dense.concurrency.planning import Trial, make_profile, try_schedules
+from sparsednn.dense.concurrency.planning import make_profile, try_schedules
 from sparsednn.dense.concurrency.profile_store import ProfileStore, cache_folder
 from sparsednn.dense.concurrency.tasks import TaskGraph
+from sparsednn.dense.concurrency.trial import Trial
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.runs.placing import check_dtype, place_network
 from sparsednn.errors import UsageError
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from sparsednn.dense.concurrency.cpu.kernels import CpuKernels
     from sparsednn.dense.concurrency.profile import Profile
     from sparsednn.dense.concurrency.schedule import Schedule
+    from sparsednn.dense.concurrency.scheduling.planner import Effort
     from sparsednn.dense.concurrency.timeline import Run
 
-__all__ = ["ConcurrencyStudy", "plan_for", "study_concurrency"]
+__all__ = ["ConcurrencyStudy", "plan_for", "study_concurrency", "study_on_gpu"]
 
 Progress = Callable[[int, int], None]
 
@@ -126,6 +129,7 @@ class ConcurrencyStudy:
                 {
                     "name": schedule.name,
                     "predicted_seconds": schedule.seconds,
+                    "predicted": predict_pass(self.tasks, schedule, self.profile).as_json(),
                     "seconds": seconds,
                     "arena_bytes": schedule.arena_bytes,
                     "workspace_bytes": schedule.workspace_bytes,
@@ -150,6 +154,7 @@ def study_concurrency(
     workspace_limit: int | None = None,
     dtype: str = "float32",
     seed: int = 0,
+    effort: Effort = "normal",
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> ConcurrencyStudy:
@@ -169,6 +174,8 @@ def study_concurrency(
         One of `placing.DTYPES`.
     seed
         Of the parameters, and of the search.
+    effort
+        Of the search; see `scheduling.planner.plan`.
     folder
         Where profiles are kept (default: `cache_folder`).
     progress
@@ -181,9 +188,7 @@ def study_concurrency(
     """
     from sparsednn.dense.concurrency.batch import make_kernels
 
-    for name, value in (("--batch-size", images), ("--threads", lanes)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, found {value}")
+    _check_sizes(images, lanes)
     number = np.dtype(check_dtype(dtype))
     _, model = place_network(
         Alone(), graph, None, images, threads=1, dtype=dtype, training=training, seed=seed
@@ -193,14 +198,56 @@ def study_concurrency(
         tasks = TaskGraph(graph, images, training=training, itemsize=number.itemsize)
         kernels.parameters_changed()
         profile, schedules = _planned(
-            tasks, kernels, workspace_limit=workspace_limit, seed=seed, folder=folder,
-            progress=progress,
+            tasks, kernels, workspace_limit=workspace_limit, seed=seed, effort=effort,
+            folder=folder, progress=progress,
         )  # fmt: skip
         trial = try_schedules(tasks, kernels, schedules)
     finally:
         model.free()
+    return _study(tasks, profile, trial)
+
+
+def study_on_gpu(
+    graph: OperationGraph,
+    *,
+    images: int = 1,
+    training: bool = False,
+    lanes: int = 4,
+    workspace_limit: int | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    effort: Effort = "normal",
+    progress: Progress | None = None,
+) -> ConcurrencyStudy:
+    """Measure a network on the current GPU; see `study_concurrency`. Lanes are streams.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without CuPy, or a GPU.
+    UsageError
+        As `study_concurrency`.
+    """
+    from sparsednn.dense.concurrency.gpu.study import gpu_trial
+
+    _check_sizes(images, lanes)
+    return _study(
+        *gpu_trial(
+            graph, images=images, training=training, lanes=lanes, workspace_limit=workspace_limit,
+            dtype=check_dtype(dtype), seed=seed, effort=effort, progress=progress,
+        )
+    )  # fmt: skip
+
+
+def _check_sizes(images: int, lanes: int) -> None:
+    for name, value in (("--batch-size", images), ("--threads", lanes)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, found {value}")
+
+
+def _study(tasks: TaskGraph, profile: Profile, trial: Trial) -> ConcurrencyStudy:
     costs = {name: min(map(_one_lane, found)) for name, found in profile.choices.items()}
-    parts = ("forward", "backward", "all") if training else ("forward", "all")
+    parts = ("forward", "backward", "all") if tasks.training else ("forward", "all")
     bounds = {part: bounds_of(tasks, costs, part=part) for part in parts}
     return ConcurrencyStudy(tasks, profile, bounds, trial)
 
@@ -211,6 +258,7 @@ def plan_for(
     *,
     workspace_limit: int | None = None,
     seed: int = 0,
+    effort: Effort = "normal",
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Schedule:
@@ -222,7 +270,7 @@ def plan_for(
         If the workspace limit cannot be kept.
     """
     _, schedules = _planned(
-        tasks, kernels, workspace_limit=workspace_limit, seed=seed, folder=folder,
+        tasks, kernels, workspace_limit=workspace_limit, seed=seed, effort=effort, folder=folder,
         progress=progress,
     )  # fmt: skip
     return try_schedules(tasks, kernels, schedules).chosen
@@ -234,12 +282,19 @@ def _planned(
     *,
     workspace_limit: int | None,
     seed: int,
+    effort: Effort,
     folder: Path | None,
     progress: Progress | None,
 ) -> tuple[Profile, list[Schedule]]:
     store = ProfileStore(kernels.device, folder or cache_folder())
     found = make_profile(
-        tasks, kernels, store, workspace_limit=workspace_limit, seed=seed, progress=progress
+        tasks,
+        kernels,
+        store,
+        workspace_limit=workspace_limit,
+        seed=seed,
+        effort=effort,
+        progress=progress,
     )
     store.save()
     return found
