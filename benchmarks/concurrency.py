@@ -99,7 +99,7 @@ def compare(
         path = folder / f"{schedule.name}.json"
         save_schedule(schedule, path)
         plans.append(str(path))
-    base = {"network": network, "batch": batch, "threads": threads, "seconds": seconds}
+    base: dict[str, Any] = {"network": network, "batch": batch, "threads": threads, "seconds": seconds}
     cases = [
         Case(how="plans", plans=tuple(plans), **base),
         *(Case(how=how, **base) for how in ("model", "pytorch", "pytorch-channels-last")),

@@ -18,9 +18,9 @@ from sparsednn.costmodel.calibration.timing import Action, Effort, in_rounds, re
 from sparsednn.kernels.cpu import in_threads
 from sparsednn.kernels.microkernel import LANES
 
-__all__ = ["measure_launch", "measure_peak"]
+__all__ = ["SUMS", "measure_launch", "measure_peak", "multiply_adds"]
 
-_SUMS = 24  # independent accumulators, enough to fill the pipelines and to stay in registers
+SUMS = 24  # independent accumulators, enough to fill the pipelines and to stay in registers
 _ROUNDS = 10_000  # of all accumulators, in one repetition
 
 
@@ -37,7 +37,7 @@ def _multiply_add(typing_context: Any, rounds: Any, weight: Any) -> Any:
         splat = ir.Constant(vector, ir.Undefined)
         for lane in range(LANES):
             splat = b.insert_element(splat, weight, index(lane))
-        sums = [cgutils.alloca_once(b, vector) for _ in range(_SUMS)]
+        sums = [cgutils.alloca_once(b, vector) for _ in range(SUMS)]
         for number, cell in enumerate(sums):
             b.store(ir.Constant(vector, [float(number + lane) for lane in range(LANES)]), cell)
         with cgutils.for_range(b, rounds, intp=ir.IntType(64)):
@@ -52,7 +52,8 @@ def _multiply_add(typing_context: Any, rounds: Any, weight: Any) -> Any:
 
 
 @jit
-def _run(rounds: int, weight: np.float32) -> float:
+def multiply_adds(rounds: int, weight: np.float32) -> float:
+    """Do `SUMS` independent multiply-adds of `LANES` numbers, so often."""
     return _multiply_add(rounds, weight)  # type: ignore[no-any-return]
 
 
@@ -62,7 +63,7 @@ def measure_peak(cores: int, effort: Effort) -> tuple[float, float]:
     def on(threads: int) -> Action:
         def action(repeats: int) -> float:
             def work() -> None:
-                _run(_ROUNDS * repeats, np.float32(0.5))
+                multiply_adds(_ROUNDS * repeats, np.float32(0.5))
 
             begin = time.perf_counter()
             in_threads(work, threads)
@@ -70,7 +71,7 @@ def measure_peak(cores: int, effort: Effort) -> tuple[float, float]:
 
         return action
 
-    flops = 2.0 * LANES * _SUMS * _ROUNDS
+    flops = 2.0 * LANES * SUMS * _ROUNDS
     one, every = in_rounds([on(1), on(cores)], effort)
     return flops / float(one), cores * flops / float(every)
 

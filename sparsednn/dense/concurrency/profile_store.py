@@ -43,8 +43,6 @@ class ProfileStore:
     ----------
     pairs
         Slow-downs, as `Profile.pairs`.
-    overheads
-        Seconds from task to task, and from lane to lane; None: not measured.
     """
 
     def __init__(self, device: str, folder: Path | None = None) -> None:
@@ -53,7 +51,6 @@ class ProfileStore:
         self._seconds: dict[str, float] = {}
         self._shares: dict[str, float] = {}
         self.pairs: dict[tuple[str, str], float] = {}
-        self.overheads: tuple[float, float] | None = None
         self._changed = False
         if folder is not None:
             self._read(self._file(folder))
@@ -72,9 +69,6 @@ class ProfileStore:
             self._seconds = {str(key): float(value) for key, value in content["seconds"].items()}
             self._shares = {str(key): float(value) for key, value in content["shares"].items()}
             self.pairs = {(str(a), str(b)): float(value) for a, b, value in content["pairs"]}
-            overheads = content["overheads"]
-            if overheads is not None:
-                self.overheads = float(overheads[0]), float(overheads[1])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return
 
@@ -120,7 +114,6 @@ class ProfileStore:
             "seconds": self._seconds,
             "shares": self._shares,
             "pairs": [[a, b, value] for (a, b), value in self.pairs.items()],
-            "overheads": self.overheads,
         }
         with atomic_file(self._file(self._folder)) as file:
             file.write(json.dumps(content).encode())
