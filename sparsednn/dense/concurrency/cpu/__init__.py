@@ -1,0 +1,1 @@
+"""Kernels and lanes of a processor."""
