@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from sparsednn.dense.concurrency.cpu.layout import aligned
 from sparsednn.dense.concurrency.cpu.tails import Stage
@@ -114,8 +114,16 @@ class CpuKernels:
         self.packs = reason is None and not self.training
 
     def _identity(self) -> str:
-        build: Any = np.show_config(mode="dicts")
-        blas = build.get("Build Dependencies", {}).get("blas", {})
+        # Of all that may be loaded, the one that NumPy multiplies with; its kernels' name matters:
+        # a processor that it does not know, or OPENBLAS_CORETYPE, may halve its speed.
+        blas = next(
+            (
+                f"{each['internal_api']} {each['version']} {each.get('architecture', '')}".strip()
+                for each in threadpool_info()
+                if each["user_api"] == "blas" and "numpy" in each["filepath"]
+            ),
+            "BLAS of NumPy",
+        )
         libraries = [f"{name} {version(name)}" for name in ("numpy", "numba")]
         if self.torch is not None:
             libraries.append(f"torch {self.torch.__version__}")
@@ -125,7 +133,7 @@ class CpuKernels:
                 machine().processor,
                 platform.machine(),
                 *libraries,
-                f"{blas.get('name', 'no BLAS')} {blas.get('version', '')}".strip(),
+                blas,
                 self.dtype.name,
             ]
         )
