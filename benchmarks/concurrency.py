@@ -31,7 +31,7 @@ from sparsednn.dense.concurrency.bounds import Bounds, bounds_of, flops_and_word
 from sparsednn.dense.concurrency.schedule_file import save_schedule
 from sparsednn.dense.concurrency.tasks import TaskGraph
 from sparsednn.dense.networks import make_network
-from sparsednn.dense.runs.concurrency import study_concurrency
+from sparsednn.dense.runs.concurrency import measured_bounds, study_concurrency
 from sparsednn.machine import machine
 
 _RIVAL = Path(__file__).with_name("_concurrency_rivals.py")
@@ -39,7 +39,7 @@ _BOUNDED = ("googlenet", "inception_v3", "resnet50", "pathnet", "vgg16")
 _AGREE = 2e-3
 
 
-def bounds(batch: int, threads: int, *, measured: bool) -> list[dict[str, Any]]:
+def bounds(batch: int, *, measured: bool) -> list[dict[str, Any]]:
     rows = []
     for name in _BOUNDED:
         graph = make_network(name)
@@ -50,7 +50,7 @@ def bounds(batch: int, threads: int, *, measured: bool) -> list[dict[str, Any]]:
         }
         seconds: dict[str, Bounds] = {}
         if measured:
-            seconds = study_concurrency(graph, images=batch, training=True, lanes=threads).bounds
+            seconds = measured_bounds(graph, images=batch)
         for part, one in found.items():
             row: dict[str, Any] = {
                 "network": name, "images": batch, "part": part, "operations": one.tasks,
@@ -99,7 +99,12 @@ def compare(
         path = folder / f"{schedule.name}.json"
         save_schedule(schedule, path)
         plans.append(str(path))
-    base: dict[str, Any] = {"network": network, "batch": batch, "threads": threads, "seconds": seconds}
+    base: dict[str, Any] = {
+        "network": network,
+        "batch": batch,
+        "threads": threads,
+        "seconds": seconds,
+    }
     cases = [
         Case(how="plans", plans=tuple(plans), **base),
         *(Case(how=how, **base) for how in ("model", "pytorch", "pytorch-channels-last")),
@@ -173,7 +178,7 @@ def main() -> None:
     given = parser.parse_args()
     figures: dict[str, Any] = {"machine": str(machine()), "rows": []}
     if given.bounds:
-        figures["rows"] = bounds(given.batch, given.threads, measured=given.measured)
+        figures["rows"] = bounds(given.batch, measured=given.measured)
         show_bounds(figures["rows"])
     else:
         for batch in map(int, given.batches.split(",")):

@@ -183,6 +183,7 @@ def concurrency(
         else:
             _print_predicted(found)
         return
+    from sparsednn.costmodel.dense.concurrent import predict_pass
     from sparsednn.dense.runs.concurrency import study_concurrency, study_on_gpu
     from sparsednn.machine import available_cores
 
@@ -200,6 +201,8 @@ def concurrency(
     title = f"{graph.name}, {batch_size} image{'s' * (batch_size != 1)}"
     _write(study, plan, trace, plot, title)
     summary = {"network": graph.name, **study.as_json(), "workspace_limit": limit}
+    for row, schedule in zip(summary["schedules"], study.trial.schedules, strict=True):
+        row["predicted"] = predict_pass(study.tasks, schedule, study.profile).as_json()
     if json:
         print_json(summary)
     else:

@@ -29,12 +29,12 @@ from sparsednn.dense.concurrency.tasks import TaskGraph, gradient_of
 from sparsednn.dense.concurrency.timeline import Run
 from sparsednn.dense.concurrency.trial import Trial, choice_of, pairs_beside
 
-__all__ = ["make_profile", "try_schedules"]
+__all__ = ["in_place", "make_profile", "try_schedules"]
 
 #: Pairs that are measured: those that are beside each other for longest.
 _PAIRS = 24
-#: Passes of each schedule in a trial, at least, and seconds of all of them.
-_ROUNDS, _SECONDS = 7, 3.0
+#: Passes of each schedule in a trial, at least.
+_ROUNDS = 7
 
 
 def make_profile(
@@ -55,7 +55,7 @@ def make_profile(
         If the workspace limit cannot be kept.
     """
     profile = measure_profile(tasks, kernels, store, progress=progress)
-    profile = _in_place(tasks, kernels, profile, workspace_limit)
+    profile = in_place(tasks, kernels, profile, workspace_limit)
     schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort)
     concurrent = [one for one in schedules if not one.name.startswith("serial")]
     pairs = pairs_beside(profile, concurrent)[:_PAIRS]
@@ -64,8 +64,8 @@ def make_profile(
     return profile, schedules
 
 
-def _in_place(
-    tasks: TaskGraph, kernels: Kernels, profile: Profile, workspace_limit: int | None
+def in_place(
+    tasks: TaskGraph, kernels: Kernels, profile: Profile, workspace_limit: int | None = None
 ) -> Profile:
     """Scale all ways to do a task by what it takes in a pass, over what it took by itself.
 
@@ -103,7 +103,7 @@ def try_schedules(
     schedules: list[Schedule],
     *,
     rounds: int = _ROUNDS,
-    seconds: float = _SECONDS,
+    seconds: float = 3.0,
     prepare: Callable[[LaneExecution], None] | None = None,
 ) -> Trial:
     """Run all schedules in turns, and choose.

@@ -4,18 +4,20 @@ it, and what was gained: bounds, profile, plans and trial of one network on this
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from sparsednn.comm.alone import Alone
-from sparsednn.costmodel.dense.concurrent import predict_pass
 from sparsednn.dense.concurrency.bounds import Bounds, bounds_of
-from sparsednn.dense.concurrency.planning import make_profile, try_schedules
+from sparsednn.dense.concurrency.planning import in_place, make_profile, try_schedules
 from sparsednn.dense.concurrency.profile_store import ProfileStore, cache_folder
+from sparsednn.dense.concurrency.profiling import measure_profile
+from sparsednn.dense.concurrency.scheduling.planner import Effort
 from sparsednn.dense.concurrency.tasks import TaskGraph
 from sparsednn.dense.concurrency.trial import Trial
 from sparsednn.dense.graph import OperationGraph
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
     from sparsednn.dense.concurrency.cpu.kernels import CpuKernels
     from sparsednn.dense.concurrency.profile import Profile
     from sparsednn.dense.concurrency.schedule import Schedule
-    from sparsednn.dense.concurrency.scheduling.planner import Effort
     from sparsednn.dense.concurrency.timeline import Run
 
-__all__ = ["ConcurrencyStudy", "plan_for", "study_concurrency", "study_on_gpu"]
+__all__ = ["ConcurrencyStudy", "measured_bounds", "plan_for", "study_concurrency", "study_on_gpu"]
+
+#: Seconds that all plans of a trial run together, at least.
+_TRIAL: Final[dict[Effort, float]] = {"quick": 0.5, "normal": 3.0, "thorough": 10.0}
 
 Progress = Callable[[int, int], None]
 
@@ -129,7 +133,6 @@ class ConcurrencyStudy:
                 {
                     "name": schedule.name,
                     "predicted_seconds": schedule.seconds,
-                    "predicted": predict_pass(self.tasks, schedule, self.profile).as_json(),
                     "seconds": seconds,
                     "arena_bytes": schedule.arena_bytes,
                     "workspace_bytes": schedule.workspace_bytes,
@@ -186,25 +189,56 @@ def study_concurrency(
     UsageError
         If a size is below 1, or the workspace limit cannot be kept.
     """
+    _check_sizes(images, lanes)
+    with _tasks_and_kernels(graph, images, training, lanes, dtype, seed) as (tasks, kernels):
+        profile, schedules = _planned(
+            tasks, kernels, workspace_limit=workspace_limit, seed=seed, effort=effort,
+            folder=folder, progress=progress,
+        )  # fmt: skip
+        trial = try_schedules(tasks, kernels, schedules, seconds=_TRIAL[effort])
+    return ConcurrencyStudy(tasks, profile, _bounds(tasks, profile), trial)
+
+
+def measured_bounds(
+    graph: OperationGraph,
+    *,
+    images: int = 1,
+    training: bool = True,
+    dtype: str = "float32",
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Bounds]:
+    """Return the bounds of a network in seconds of one lane, by direction; nothing is planned.
+
+    Parameters and errors as of `study_concurrency`.
+    """
+    _check_sizes(images, 1)
+    with _tasks_and_kernels(graph, images, training, 1, dtype, 0) as (tasks, kernels):
+        store = ProfileStore(kernels.device, folder or cache_folder())
+        profile = in_place(
+            tasks, kernels, measure_profile(tasks, kernels, store, progress=progress)
+        )
+        store.save()
+        return _bounds(tasks, profile)
+
+
+@contextmanager
+def _tasks_and_kernels(
+    graph: OperationGraph, images: int, training: bool, lanes: int, dtype: str, seed: int
+) -> Iterator[tuple[TaskGraph, CpuKernels]]:
+    """A pass, and kernels on parameters that are drawn."""
     from sparsednn.dense.concurrency.batch import make_kernels
 
-    _check_sizes(images, lanes)
     number = np.dtype(check_dtype(dtype))
     _, model = place_network(
         Alone(), graph, None, images, threads=1, dtype=dtype, training=training, seed=seed
     )
     try:
         kernels = make_kernels(model, lanes, training=training)
-        tasks = TaskGraph(graph, images, training=training, itemsize=number.itemsize)
         kernels.parameters_changed()
-        profile, schedules = _planned(
-            tasks, kernels, workspace_limit=workspace_limit, seed=seed, effort=effort,
-            folder=folder, progress=progress,
-        )  # fmt: skip
-        trial = try_schedules(tasks, kernels, schedules)
+        yield TaskGraph(graph, images, training=training, itemsize=number.itemsize), kernels
     finally:
         model.free()
-    return _study(tasks, profile, trial)
 
 
 def study_on_gpu(
@@ -231,12 +265,11 @@ def study_on_gpu(
     from sparsednn.dense.concurrency.gpu.study import gpu_trial
 
     _check_sizes(images, lanes)
-    return _study(
-        *gpu_trial(
-            graph, images=images, training=training, lanes=lanes, workspace_limit=workspace_limit,
-            dtype=check_dtype(dtype), seed=seed, effort=effort, progress=progress,
-        )
+    tasks, profile, trial = gpu_trial(
+        graph, images=images, training=training, lanes=lanes, workspace_limit=workspace_limit,
+        dtype=check_dtype(dtype), seed=seed, effort=effort, progress=progress,
     )  # fmt: skip
+    return ConcurrencyStudy(tasks, profile, _bounds(tasks, profile), trial)
 
 
 def _check_sizes(images: int, lanes: int) -> None:
@@ -245,11 +278,10 @@ def _check_sizes(images: int, lanes: int) -> None:
             raise UsageError(f"{name} must be at least 1, found {value}")
 
 
-def _study(tasks: TaskGraph, profile: Profile, trial: Trial) -> ConcurrencyStudy:
+def _bounds(tasks: TaskGraph, profile: Profile) -> dict[str, Bounds]:
     costs = {name: min(map(_one_lane, found)) for name, found in profile.choices.items()}
     parts = ("forward", "backward", "all") if tasks.training else ("forward", "all")
-    bounds = {part: bounds_of(tasks, costs, part=part) for part in parts}
-    return ConcurrencyStudy(tasks, profile, bounds, trial)
+    return {part: bounds_of(tasks, costs, part=part) for part in parts}
 
 
 def plan_for(
@@ -273,7 +305,7 @@ def plan_for(
         tasks, kernels, workspace_limit=workspace_limit, seed=seed, effort=effort, folder=folder,
         progress=progress,
     )  # fmt: skip
-    return try_schedules(tasks, kernels, schedules).chosen
+    return try_schedules(tasks, kernels, schedules, seconds=_TRIAL[effort]).chosen
 
 
 def _planned(

@@ -91,7 +91,9 @@ def backward_layer(
         lines = rows[at_row + row : at_row + row + size]
         taken = from_[:, index[at_index + pattern :][:connections].astype(np.int64)]
         w = weight[at_weight + at :][: connections * size].reshape(connections, size)
-        sums = np.einsum("tkc,kr->trc", taken, w)
+        sums = np.zeros((tiles, size, TILE), np.float32)
+        if connections:  # NumPy's einsum reads what lies where an empty operand is: 0 · NaN
+            sums = np.einsum("tkc,kr->trc", taken, w)
         if y is not None:
             saved = tiles_of(y, tiles, int(y_lines))[:, lines]
             sums = sums * derivative(saved, int(fields[_AT["code"]]), low, high)
