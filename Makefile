@@ -25,7 +25,7 @@ demo: $(VENV)/.run
 	$(BIN)/sparsednn cnn train smallcnn --inputs digits --algorithm 2d --ranks 2 --epochs 5
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -65,6 +65,22 @@ def _starts_ranks(file: Path) -> bool:
     return _START_RANKS.search(file.read_text(encoding="utf-8")) is not None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What starts ranks first, so that what is short is left to fill up the end.
+
+    Those that share one worker come first, then files that start ranks beside them: they are few
+    tests and minutes long. (xdist by itself puts files with few tests last.)
+    """
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _turn(item.path))
+
+
+def _turn(file: Path) -> int:
+    if file.suffix != ".py" or not _starts_ranks(file):
+        return 2
+    return 1 if _PATIENT.search(str(file)) else 0
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Deal the tests out to workers (``-n 2``): what starts ranks stays on one, mostly.

@@ -5,8 +5,8 @@ A block ``console`` has one command. Comments before it in the page:
 ``<!-- short: --epochs 1 -->``  options with other values, or more of them; a network in front
 ``<!-- exit: 5 -->``            the exit code, if not 0
 ``<!-- needs: mnist -->``       only where these files are; FOLDER is where
-``<!-- made up: … -->``         `costmodel.made_up` in place of measurements, and behind it the platform
-                              file of benchmarks/results under the name that was asked for
+``<!-- made up: … -->``         `costmodel.made_up` for measurements; then the platform file of
+                                benchmarks/results under the name that was asked for
 
 Each line shown has to be among the lines printed, whatever its numbers, units and spaces are; ``…``
 stands for anything.
