@@ -26,6 +26,11 @@ _SIMULATION = [
     "--partition", "random", "--ranks", "1,4", "--quiet",
 ]  # fmt: skip
 
+_CONCURRENCY = [
+    "-m", "sparsednn", "cnn", "concurrency", "lenet5", "--image", "1x8x8", "--training",
+    "--threads", "2", "--effort", "quick", "--json",
+]  # fmt: skip
+
 
 def main() -> int:
     """Run them one after the other, one core; the exit code tells how many did not end well."""
@@ -35,7 +40,7 @@ def main() -> int:
         return 0
     checks = [[str(TESTS / "mpi_runs.py"), str(TESTS / program)] for program in _PROGRAMS]
     failed = 0
-    for arguments in [*checks, _SIMULATION]:
+    for arguments in [*checks, _SIMULATION, _CONCURRENCY]:
         command = [sys.executable, *arguments]
         done = subprocess.run(
             command, env=mpi.environ(), stdout=subprocess.DEVNULL, timeout=300, check=False

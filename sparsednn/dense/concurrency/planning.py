@@ -33,6 +33,8 @@ __all__ = ["in_place", "make_profile", "try_schedules"]
 
 #: Pairs that are measured: those that are beside each other for longest.
 _PAIRS = 24
+#: Schedules that take this many times as long as the best are not run for longer than that.
+_NEAR = 1.2
 #: Passes of each schedule in a trial, at least.
 _ROUNDS = 7
 
@@ -56,12 +58,12 @@ def make_profile(
     """
     profile = measure_profile(tasks, kernels, store, progress=progress)
     profile = in_place(tasks, kernels, profile, workspace_limit)
-    schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort)
+    # The first plans are to tell what runs beside what.
+    schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort="quick")
     concurrent = [one for one in schedules if not one.name.startswith("serial")]
     pairs = pairs_beside(profile, concurrent)[:_PAIRS]
-    if measure_pairs(tasks, kernels, profile, pairs, store):
-        schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort)
-    return profile, schedules
+    measure_pairs(tasks, kernels, profile, pairs, store)
+    return profile, plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort)
 
 
 def in_place(
@@ -121,20 +123,27 @@ def try_schedules(
     """
     executions = [LaneExecution(tasks, one, kernels) for one in schedules]
     try:
-        times: list[list[float]] = [[] for _ in executions]
         for execution in executions:
             (prepare or _random_images)(execution)
             _pass(execution)
-        start = time.perf_counter()
-        while len(times[0]) < rounds or time.perf_counter() - start < seconds:
-            for execution, found in zip(executions, times, strict=True):
+        times = [[_pass(execution)] for execution in executions]
+        end = time.perf_counter() + seconds
+        going = list(zip(executions, times, strict=True))
+        for _ in range(rounds - 1):
+            for execution, found in going:
                 found.append(_pass(execution))
-        medians = tuple(statistics.median(found) for found in times)
+        # Those that are far behind need not be known better.
+        near = _NEAR * min(map(statistics.median, times))
+        going = [one for one in going if statistics.median(one[1]) <= near]
+        while time.perf_counter() < end:
+            for execution, found in going:
+                found.append(_pass(execution))
+        medians = tuple(map(statistics.median, times))
         runs = tuple(_traced(execution) for execution in executions)
     finally:
         for execution in executions:
             execution.close()
-    return Trial(tuple(schedules), medians, len(times[0]), runs)
+    return Trial(tuple(schedules), medians, max(map(len, times)), runs)
 
 
 def _pass(execution: LaneExecution) -> float:

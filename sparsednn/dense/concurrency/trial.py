@@ -33,7 +33,7 @@ class Trial:
     seconds
         Median of each, as measured.
     rounds
-        Passes of each.
+        Passes of the quickest; of those that are far behind there are fewer.
     runs
         When each part ran, in one more pass of each.
     """
