@@ -66,11 +66,12 @@ class ProfileStore:
                 return
             if content["device"] != self.device:
                 return
-            self._seconds = {str(key): float(value) for key, value in content["seconds"].items()}
-            self._shares = {str(key): float(value) for key, value in content["shares"].items()}
-            self.pairs = {(str(a), str(b)): float(value) for a, b, value in content["pairs"]}
+            seconds = {str(key): float(value) for key, value in content["seconds"].items()}
+            shares = {str(key): float(value) for key, value in content["shares"].items()}
+            pairs = {(str(a), str(b)): float(value) for a, b, value in content["pairs"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             return
+        self._seconds, self._shares, self.pairs = seconds, shares, pairs
 
     def seconds(self, key: str) -> float | None:
         """Return what was measured; None: nothing."""
