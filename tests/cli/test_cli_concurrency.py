@@ -10,6 +10,10 @@ import pytest
 from cli.cli_program import Program
 from safetensors.numpy import load_file
 
+from onnx_graphs import write_onnx
+from sparsednn.dense.initial import initial_parameters
+from sparsednn.dense.networks import make_network
+
 SMALL = ("pathnet", "--image", "3x8x8", "--classes", "4", "--threads", "2", "--effort", "quick")
 DIGITS = ("--inputs", "digits", "--images", "256", "--validate", "none", "--threads", "2")
 
@@ -39,6 +43,17 @@ def test_bounds(program: Program) -> None:
     wide = program.ok("cnn", "concurrency", "pathnet", "--bounds").out.splitlines()
     assert wide[0].startswith("pathnet, 1 images")
     assert wide[2].split() == ["forward", "86", "14", "10", "9.48"]
+
+
+def test_an_onnx_file(program: Program) -> None:
+    """Of one's own network, from a file."""
+    pytest.importorskip("onnx", reason="needs onnx: pip install 'sparsednn[onnx]'")
+    graph = make_network("pathnet", image=(3, 8, 8), classes=4)
+    write_onnx(Path("own.onnx"), graph, initial_parameters(graph))
+    found = json.loads(program.ok("cnn", "concurrency", "own.onnx", "--bounds", "--json").out)
+    assert found["bounds"]["forward"]["width"] == 10
+    done = program.ok("cnn", "concurrency", "own.onnx", "--threads", "2", "--effort", "quick")
+    assert "what limits it" in done.out
 
 
 def test_a_study(program: Program, tmp_path: Path) -> None:

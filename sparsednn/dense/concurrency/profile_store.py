@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from sparsednn.atomic import atomic_file
+from sparsednn.dense.concurrency.kernels import Algorithm
+from sparsednn.dense.concurrency.profile import Choice
 
 __all__ = ["ProfileStore", "cache_folder"]
 
@@ -88,6 +90,10 @@ class ProfileStore:
     def memory_share(self, key: str) -> float:
         """Return the memory's share, 0 where it is not known."""
         return self._shares.get(key, 0.0)
+
+    def choice(self, algorithm: Algorithm, key: str) -> Choice:
+        """Return what was measured of a way to do a task."""
+        return Choice(algorithm, self._seconds[key], self.memory_share(key))
 
     def put_share(self, key: str, share: float) -> None:
         """Keep a share."""

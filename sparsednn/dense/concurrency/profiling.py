@@ -29,7 +29,7 @@ from sparsednn.dense.concurrency.profile_store import ProfileStore
 from sparsednn.dense.concurrency.tasks import IMAGE, LOSS, Task, TaskGraph
 from sparsednn.dense.operations import Pool
 
-__all__ = ["measure_pairs", "measure_profile", "task_key"]
+__all__ = ["measure_pairs", "measure_profile", "task_key", "way_key"]
 
 #: Seconds and runs of one measurement: until both are reached, or `_MOST_RUNS`.
 _LEAST_SECONDS: Final = 0.003
@@ -78,7 +78,7 @@ def measure_profile(
     ways = {task.name: kernels.algorithms(tasks, task) for task in tasks}
     first_of = {key: name for name, key in reversed(keys.items())}
     missing = [
-        (name, [way for way in ways[name] if store.seconds(_key(key, way)) is None])
+        (name, [way for way in ways[name] if store.seconds(way_key(key, way)) is None])
         for key, name in first_of.items()
     ]
     total, done = sum(len(some) for _, some in missing), 0
@@ -88,20 +88,13 @@ def measure_profile(
                 continue
             bench = _Bench(tasks, tasks.tasks[name], kernels)
             for way in some:
-                store.put(_key(keys[name], way), bench.seconds(way))
+                store.put(way_key(keys[name], way), bench.seconds(way))
                 done += 1
                 if progress is not None:
                     progress(done, total)
         _measure_shares(tasks, kernels, store, first_of, ways)
     choices = {
-        name: [
-            Choice(
-                way,
-                store.seconds(_key(keys[name], way)) or 0.0,
-                store.memory_share(_key(keys[name], way)),
-            )
-            for way in some
-        ]
+        name: [store.choice(way, way_key(keys[name], way)) for way in some]
         for name, some in ways.items()
     }
     launch, wait = measure_overheads()
@@ -152,7 +145,8 @@ def _as_lane(kernels: Kernels) -> Iterator[None]:
         getattr(kernels, "leave_lane", lambda before: None)(before)
 
 
-def _key(key: str, way: Algorithm) -> str:
+def way_key(key: str, way: Algorithm) -> str:
+    """Return what tells measured work apart: `Profile.key`, from a task's key."""
     return f"{key}|{way.name}|{way.parts}"
 
 
@@ -250,16 +244,16 @@ def _measure_shares(
         return
     stream: Callable[[], None] | None = None
     for key, name in first_of.items():
-        times = {way: store.seconds(_key(key, way)) or 0.0 for way in ways[name]}
+        times = {way: store.seconds(way_key(key, way)) or 0.0 for way in ways[name]}
         best = min(time * way.parts for way, time in times.items())
         for way, alone in times.items():
             worth = alone > 0 and alone * way.parts <= _WORTH * best
-            if not worth or store.has_share(_key(key, way)):
+            if not worth or store.has_share(way_key(key, way)):
                 continue
             stream = stream or _stream()
             call = _Bench(tasks, tasks.tasks[name], kernels).call(way)
             slowed, _ = _side_by_side(kernels, call, stream)
-            store.put_share(_key(key, way), min(1.0, max(0.0, slowed / alone - 1.0)))
+            store.put_share(way_key(key, way), min(1.0, max(0.0, slowed / alone - 1.0)))
 
 
 def _stream() -> Callable[[], None]:

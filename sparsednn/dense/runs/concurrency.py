@@ -267,7 +267,8 @@ def study_on_gpu(
     _check_sizes(images, lanes)
     tasks, profile, trial = gpu_trial(
         graph, images=images, training=training, lanes=lanes, workspace_limit=workspace_limit,
-        dtype=check_dtype(dtype), seed=seed, effort=effort, progress=progress,
+        dtype=check_dtype(dtype), seed=seed, effort=effort, folder=cache_folder(),
+        progress=progress,
     )  # fmt: skip
     return ConcurrencyStudy(tasks, profile, _bounds(tasks, profile), trial)
 

@@ -20,7 +20,8 @@ import numpy as np
 from sparsednn.dense.concurrency.gpu.kernels import CupyKernels
 from sparsednn.dense.concurrency.kernels import Algorithm
 from sparsednn.dense.concurrency.profile import Choice, Profile
-from sparsednn.dense.concurrency.profiling import task_key
+from sparsednn.dense.concurrency.profile_store import ProfileStore
+from sparsednn.dense.concurrency.profiling import task_key, way_key
 from sparsednn.dense.concurrency.schedule import Schedule
 from sparsednn.dense.concurrency.tasks import Task, TaskGraph
 from sparsednn.dense.concurrency.trial import PlacedChoice, pairs_beside
@@ -74,6 +75,7 @@ def measure_gpu_profile(
     progress: Callable[[int, int], None] | None = None,
     calls: int = _CALLS,
     copied_bytes: int = 256 << 20,
+    store: ProfileStore | None = None,
 ) -> Profile:
     """Return the times of all ways to do all tasks.
 
@@ -87,24 +89,30 @@ def measure_gpu_profile(
         How many of each way are timed together.
     copied_bytes
         Of the copy that tells what memory can do.
+    store
+        What was measured before on this device; what is new is added. The caller saves it.
     """
+    store = ProfileStore(kernels.device) if store is None else store
     keys = {task.name: task_key(tasks, task) for task in tasks}
     first_of = {key: name for name, key in reversed(keys.items())}
     bandwidth = _bandwidth(kernels, copied_bytes)
     found: dict[str, list[Choice]] = {}
     for number, (key, name) in enumerate(first_of.items()):
         task = tasks.tasks[name]
-        tensors = _tensors(tasks, task, kernels)
-        found[key] = [
-            _choice(tasks, task, way, tensors, kernels, bandwidth, calls)
-            for way in kernels.algorithms(tasks, task)
-        ]
+        ways = kernels.algorithms(tasks, task)
+        missing = [way for way in ways if store.seconds(way_key(key, way)) is None]
+        tensors = _tensors(tasks, task, kernels) if missing else {}
+        for way in missing:
+            one = _choice(tasks, task, way, tensors, kernels, bandwidth, calls)
+            store.put(way_key(key, way), one.seconds)
+            store.put_share(way_key(key, way), one.memory_share)
+        found[key] = [store.choice(way, way_key(key, way)) for way in ways]
         if progress is not None:
             progress(number + 1, len(first_of))
     choices = {name: found[key] for name, key in keys.items()}
     wait = _wait_seconds(kernels)
     # The gap between kernels of a stream is in their times already.
-    return Profile(kernels.device, kernels.lanes, choices, 0.0, wait, keys=keys)
+    return Profile(kernels.device, kernels.lanes, choices, 0.0, wait, pairs=store.pairs, keys=keys)
 
 
 def measure_gpu_pairs(
@@ -114,6 +122,7 @@ def measure_gpu_pairs(
     schedules: list[Schedule],
     *,
     most: int = 24,
+    store: ProfileStore | None = None,
 ) -> int:
     """Measure how much two tasks slow each other down that schedules put side by side.
 
@@ -129,6 +138,8 @@ def measure_gpu_pairs(
         Of these tasks and times; pairs that are side by side for longest come first.
     most
         Pairs that are looked at.
+    store
+        Is added to, too.
 
     Returns
     -------
@@ -136,11 +147,14 @@ def measure_gpu_pairs(
     """
     new = 0
     for one, other in pairs_beside(profile, schedules)[:most]:
-        pair = tuple(profile.key(name, way.algorithm) for name, way in (one, other))
+        pair = profile.key(one[0], one[1].algorithm), profile.key(other[0], other[1].algorithm)
         if pair in profile.pairs:
             continue
         slower = _slowdown(tasks, kernels, one, other)
-        profile.pairs[pair[0], pair[1]] = profile.pairs[pair[1], pair[0]] = slower
+        for both in (pair, pair[::-1]):
+            profile.pairs[both] = slower
+            if store is not None:
+                store.put_pair(both, slower)
         new += 1
     return new
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sparsednn.dense.concurrency.gpu.kernels import CupyKernels
 from sparsednn.dense.concurrency.gpu.measuring import measure_gpu_pairs, measure_gpu_profile
 from sparsednn.dense.concurrency.gpu.streams import StreamExecution
 from sparsednn.dense.concurrency.profile import Profile
+from sparsednn.dense.concurrency.profile_store import ProfileStore
 from sparsednn.dense.concurrency.schedule import Schedule
 from sparsednn.dense.concurrency.scheduling.planner import Effort, plan
 from sparsednn.dense.concurrency.tasks import TaskGraph, gradient_of
@@ -39,6 +41,7 @@ def gpu_trial(
     dtype: str,
     seed: int,
     effort: Effort,
+    folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     kernels: CupyKernels | None = None,
     **quickly: Any,
@@ -49,6 +52,8 @@ def gpu_trial(
     ----------
     graph, images, training, lanes, workspace_limit, dtype, seed, effort, progress
         As of `runs.concurrency.study_concurrency`; lanes are streams.
+    folder
+        Where profiles are kept; None: nowhere.
     kernels
         On another device than the current GPU (tests: `twin`).
     quickly
@@ -67,13 +72,15 @@ def gpu_trial(
         kernels = CupyKernels(graph, parameters, lanes, itemsize=itemsize)
     tasks = TaskGraph(graph, images, training=training, itemsize=itemsize)
     try:
-        profile = measure_gpu_profile(tasks, kernels, progress=progress, **quickly)
+        store = ProfileStore(kernels.device, folder)
+        profile = measure_gpu_profile(tasks, kernels, progress=progress, store=store, **quickly)
         schedules = plan(tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort)
         concurrent = [one for one in schedules if not one.name.startswith("serial")]
-        if measure_gpu_pairs(tasks, kernels, profile, concurrent):
+        if measure_gpu_pairs(tasks, kernels, profile, concurrent, store=store):
             schedules = plan(
                 tasks, profile, workspace_limit=workspace_limit, seed=seed, effort=effort
             )
+        store.save()
         return tasks, profile, try_on_gpu(tasks, kernels, schedules)
     finally:
         kernels.close()
