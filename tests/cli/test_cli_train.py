@@ -374,17 +374,19 @@ def partition(program: Program) -> int:
 
 @pytest.mark.mnist
 def test_mnist_is_learned(mnist_folder: Path) -> None:
-    """784-1024-1024-10 at 5%, ten epochs on two ranks: at least 97.5% of unseen images."""
+    """784-1024-1024-10 at 5%, four epochs on two ranks: at least 97% of unseen images.
+
+    Ten epochs give 97.8%: the same command without --epochs."""
     command = [
         sys.executable, "-m", "sparsednn", "train", "mlp:784-1024-1024-10@0.05",
         "--inputs", "mnist", "--mnist", str(mnist_folder), "--lr", "0.2", "--momentum", "0.9",
-        "--schedule", "cosine", "--ranks", "2", "--json",
+        "--schedule", "cosine", "--epochs", "4", "--ranks", "2", "--json",
     ]  # fmt: skip
     done = run_session(command, require_mpi("openmpi").environ(), 300)
     assert done.returncode == 0, done.stderr
     told = strict(done.stdout)
-    assert (told["grid"], told["epochs"]) == ("2x1", 10)
-    assert told["test_accuracy"] >= 0.975
+    assert (told["grid"], told["epochs"]) == ("2x1", 4)
+    assert told["test_accuracy"] >= 0.97
 
 
 def test_two_ranks(program: Program) -> None:
