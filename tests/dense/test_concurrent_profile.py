@@ -39,9 +39,9 @@ def trial(**seconds: float) -> Trial:
 
 
 def test_the_serial_plan_is_taken_where_nothing_is_gained() -> None:
-    assert trial(search=1.0, serial=1.005, serial_all=2.0).chosen.name == "serial"
+    assert trial(search=1.0, serial=1.025, serial_all=2.0).chosen.name == "serial"
     assert trial(search=1.0, serial=1.5, serial_all=1.2).chosen.name == "search"
-    assert trial(search=1.0, serial=1.5, serial_all=1.009).chosen.name == "serial-all"
+    assert trial(search=1.0, serial=1.5, serial_all=1.02).chosen.name == "serial-all"
     assert trial(list=1.0, search=0.9, serial=1.5).chosen.name == "search"
     assert trial(list=1.0).chosen.name == "list"
     assert trial(serial_one=1.0, search=2.0).chosen.name == "serial-one"

@@ -16,7 +16,7 @@ from sparsednn.dense.concurrency.timeline import Run
 __all__ = ["PlacedChoice", "Trial", "choice_of", "pairs_beside"]
 
 #: A concurrent schedule that gains less than this over the serial one gains nothing but noise.
-_GAIN = 1.01
+_GAIN = 1.03
 
 PlacedChoice = tuple[str, Choice]
 """A task, and the way to do it."""
