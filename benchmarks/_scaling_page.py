@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from sparsednn.amounts import bytes_text
 from sparsednn.atomic import atomic_file
 from sparsednn.costmodel.planning.plots import Line, Panel, ideal, plot_panels
 from sparsednn.costmodel.planning.report import digits, markdown, seconds_text, short_count
-from sparsednn.costmodel.planning.rows import bytes_text
 from sparsednn.costmodel.scaling import EQUAL
 
 __all__ = ["PAGE", "compact", "write"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsednn.cli._common import human_bytes, note, print_table
+from sparsednn.amounts import bytes_text
+from sparsednn.cli._common import note, print_table
 from sparsednn.cli._learning import (
     LOG_PERIOD,
     RATES,
@@ -344,7 +345,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         elif name == "concurrent":
             rows += _concurrent_rows(value)
         elif name == "memory_predicted":
-            rows.append(("memory of a rank, by formula", human_bytes(value)))
+            rows.append(("memory of a rank, by formula", bytes_text(value)))
         elif isinstance(value, dict):
             rows += [(f"seconds {key}", table_value(key, one)) for key, one in value.items() if one]
         elif not (
@@ -363,7 +364,7 @@ def _concurrent_rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("side by side", f"{found['plan']} plan on {found['lanes']} lanes"),
         ("  predicted time of a batch", f"{found['predicted_seconds'] * 1e3:.2f} ms"),
         ("  arena, of which workspace",
-         f"{human_bytes(found['arena_bytes'])}, {human_bytes(found['workspace_bytes'])}"),
+         f"{bytes_text(found['arena_bytes'])}, {bytes_text(found['workspace_bytes'])}"),
     ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from sparsednn.amounts import bytes_text
 from sparsednn.cli._cnn import network_keys, network_named
-from sparsednn.cli._common import human_bytes
 from sparsednn.errors import UsageError
 
 __all__ = ["plan_json", "print_plan"]
@@ -57,7 +57,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     print(
         f"{plan['network']}, images of {plan['image']}, {plan['parameters']:,} parameters: "
         f"{what} of {plan['images']:,} images on {plan['ranks']:,} ranks"
-        + ("" if limit is None else f", at most {human_bytes(limit)} a rank")
+        + ("" if limit is None else f", at most {bytes_text(limit)} a rank")
     )
     head = ("layer", "algorithm", "grid BxHxWxKxC", "words", "memory", "data parallel")
     rows = [
@@ -66,13 +66,13 @@ def print_plan(plan: dict[str, Any]) -> None:
             row["algorithm"],
             row["grid"],
             f"{row['words']:,}",
-            human_bytes(row["memory"]),
+            bytes_text(row["memory"]),
             f"{row['data_parallel_words']:,}",
         )
         for row in layers
     ]
     total = (
-        "all", "", "", f"{totals['words']:,}", human_bytes(totals["memory"]),
+        "all", "", "", f"{totals['words']:,}", bytes_text(totals["memory"]),
         f"{totals['data_parallel_words']:,}",
     )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(head, *rows, total, strict=True)]
@@ -84,5 +84,5 @@ def print_plan(plan: dict[str, Any]) -> None:
         print("  ".join(cells).rstrip())
     print(
         f"words: what the busiest rank sends; data parallelism would need "
-        f"{human_bytes(totals['data_parallel_memory'])} a rank"
+        f"{bytes_text(totals['data_parallel_memory'])} a rank"
     )

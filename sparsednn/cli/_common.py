@@ -16,7 +16,6 @@ __all__ = [
     "LayersOption",
     "MnistOption",
     "ModelArgument",
-    "human_bytes",
     "note",
     "print_json",
     "print_table",
@@ -78,16 +77,3 @@ def print_table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in binary units.
-
-    >>> human_bytes(1536)
-    '1.5 KiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

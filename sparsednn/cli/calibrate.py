@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsednn.cli._common import JsonOption, human_bytes, note, print_json, print_table
+from sparsednn.amounts import bytes_text
+from sparsednn.cli._common import JsonOption, note, print_json, print_table
 
 if TYPE_CHECKING:
     from sparsednn.costmodel.platform import Platform
@@ -113,5 +114,5 @@ def _shown(name: str, value: Any) -> str:
     if name.endswith("_seconds"):
         return f"{value * 1e6:.3g} µs"
     if name.endswith("_bytes"):
-        return human_bytes(value)
+        return bytes_text(value)
     return f"{value:.3g}"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsednn.cli._common import JsonOption, human_bytes, note, print_json
+from sparsednn.amounts import bytes_text
+from sparsednn.cli._common import JsonOption, note, print_json
 from sparsednn.cli._targets import check_targets
 from sparsednn.errors import UsageError
 
@@ -189,12 +190,13 @@ def concurrency(
 
     if device == "cuda":
         study = study_on_gpu(
-            graph, images=batch_size, training=training, lanes=lanes or 4, workspace_limit=limit,
-            dtype=dtype, seed=seed, effort=search,
+            graph, images=batch_size, training=training, lanes=4 if lanes is None else lanes,
+            workspace_limit=limit, dtype=dtype, seed=seed, effort=search,
         )  # fmt: skip
     else:
         study = study_concurrency(
-            graph, images=batch_size, training=training, lanes=lanes or available_cores(),
+            graph, images=batch_size, training=training,
+            lanes=available_cores() if lanes is None else lanes,
             workspace_limit=limit, dtype=dtype, seed=seed, effort=search,
             progress=None if json else plan_progress,
         )  # fmt: skip
@@ -247,7 +249,8 @@ def _predicted(
 
     machine = load_platform(platform)
     tasks = TaskGraph(graph, images, training=training)
-    lanes = lanes or machine.threads_per_rank * machine.node.ranks
+    if lanes is None:
+        lanes = machine.threads_per_rank * machine.node.ranks
     profile = platform_profile(tasks, machine, lanes)
     bounds = bounds_of(tasks, {name: some[0].seconds for name, some in profile.choices.items()})
     schedules = plan(tasks, profile, workspace_limit=limit, seed=seed, effort=search)
@@ -350,8 +353,8 @@ def _print_study(found: dict[str, Any]) -> None:
         print(
             f"{row['name']:<16}  {_ms(row['seconds']):>9} measured  "
             f"{_ms(row['predicted_seconds']):>9} predicted  arena "
-            f"{human_bytes(row['arena_bytes']):>10}  workspace "
-            f"{human_bytes(row['workspace_bytes'])}"
+            f"{bytes_text(row['arena_bytes']):>10}  workspace "
+            f"{bytes_text(row['workspace_bytes'])}"
         )
     rows = [
         ("work", _ms(found["work_seconds"])),

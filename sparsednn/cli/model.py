@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsednn.amounts import bytes_text
 from sparsednn.cli._common import (
     BiasOption,
     FormatOption,
     JsonOption,
     LayersOption,
     ModelArgument,
-    human_bytes,
     note,
     print_json,
     print_table,
@@ -76,7 +76,7 @@ def inspect(
             ("inputs", str(found.layers[0].n_in)),
             ("outputs", str(found.layers[-1].n_out)),
             ("edges", f"{edges:,}"),
-            ("memory", human_bytes(found.nbytes)),
+            ("memory", bytes_text(found.nbytes)),
             ("hash", found.hash or "not computed (--check does)"),
         ]
     )

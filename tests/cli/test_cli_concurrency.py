@@ -124,6 +124,7 @@ def test_training_and_seeing(program: Program) -> None:
         (("concurrency", *SMALL, "--workspace-limit", "1"), 2, "workspace limit 1 B: "),
         (("concurrency", *SMALL, "--workspace-limit", "some"), 2, "--workspace-limit"),
         (("concurrency", *SMALL, "--batch-size", 0), 2, "--batch-size must be at least 1"),
+        (("concurrency", "lenet5", "--threads", 0), 2, "--threads must be at least 1, found 0"),
         (("concurrency", *SMALL, "--device", "tpu"), 2, "--device is cpu or cuda, found 'tpu'"),
         (("concurrency", "nonet"), 3, "network 'nonet' is unknown"),
         (("concurrency", "lenet5", "--platform", "gpu-node-8"), 2, "is measured, not predicted"),

@@ -109,6 +109,17 @@ def test_a_store_that_cannot_be_used_is_as_none(tmp_path: Path) -> None:
     assert file.read_text() == before
 
 
+def test_a_store_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line; what was measured is there all the same."""
+    (tmp_path / "file").touch()
+    store = ProfileStore("here", tmp_path / "file" / "below")
+    store.put("a|x|1", 1.5)
+    store.save()
+    (line,) = caplog.messages
+    assert "what was measured could not be kept" in line
+    assert store.seconds("a|x|1") == 1.5
+
+
 def test_pairs_are_those_beside_each_other() -> None:
     """Only tasks of different lanes at one time; longest first."""
     tasks, _ = tasks_and_kernels()

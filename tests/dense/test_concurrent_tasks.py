@@ -128,7 +128,6 @@ def test_bounds_by_hand() -> None:
     assert (found.work, found.critical_path, found.width) == (9.0, 7.0, 2)
     assert found.path == ("image", "many", "end")
     assert found.bound == pytest.approx(9 / 7)
-    assert found.on(1) == 1.0
     assert [level.tasks for level in found.levels] == [("image",), ("many", "few"), ("end",)]
     assert found.levels[1].gain == pytest.approx(7 / 5)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fake_cudnn import ConvolutionCalls
 from sparsednn.dense.local import BACKENDS, make_backend
 from sparsednn.dense.local import choose as choose_module
 from sparsednn.dense.local.columns import ColumnBackend
@@ -54,7 +55,7 @@ class FakeTensor:
         return self
 
 
-class FakeGraph:
+class FakeGraph(ConvolutionCalls):
     """Takes the calls that ``cudnn.pygraph`` does, in the order that it wants."""
 
     def __init__(self, module: FakeCudnn, handle: Any) -> None:
@@ -71,25 +72,6 @@ class FakeGraph:
             FakeTensor(),
         )
         return self.output
-
-    def conv_fprop(self, *, image: Any, weight: Any, **window: Any) -> FakeTensor:
-        return self._operation("forward", image, weight, window)
-
-    def conv_dgrad(self, *, loss: Any, filter: Any, **window: Any) -> FakeTensor:
-        return self._operation("input", loss, filter, window)
-
-    def conv_wgrad(self, *, image: Any, loss: Any, **window: Any) -> FakeTensor:
-        return self._operation("kernel", image, loss, window)
-
-    def validate(self) -> None:
-        self.calls.append("validate")
-
-    def build_operation_graph(self) -> None:
-        self.calls.append("build_operation_graph")
-
-    def create_execution_plans(self, modes: list[str]) -> None:
-        self.calls.append("create_execution_plans")
-        assert modes == ["A", "FALLBACK"]
 
     def deselect_numeric_notes(self, notes: list[str]) -> None:
         assert self.calls[-1] == "create_execution_plans"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fake_cudnn import ConvolutionCalls
 from sparsednn.dense.concurrency.gpu.twin import TwinCupy
 from sparsednn.dense.local.reference import ReferenceBackend
 
@@ -168,7 +169,7 @@ PLANS = (
 )
 
 
-class PlanGraph:
+class PlanGraph(ConvolutionCalls):
     """Takes the calls that ``cudnn.pygraph`` does, in the order that it wants."""
 
     def __init__(self, module: LateCudnn, dtype: str) -> None:
@@ -182,25 +183,6 @@ class PlanGraph:
     def _operation(self, kind: str, first: Any, second: Any, window: Any) -> FakeTensor:
         self.kind, self.operands, self.window = kind, [first, second, FakeTensor()], window
         return self.operands[2]
-
-    def conv_fprop(self, *, image: Any, weight: Any, **window: Any) -> FakeTensor:
-        return self._operation("forward", image, weight, window)
-
-    def conv_dgrad(self, *, loss: Any, filter: Any, **window: Any) -> FakeTensor:
-        return self._operation("input", loss, filter, window)
-
-    def conv_wgrad(self, *, image: Any, loss: Any, **window: Any) -> FakeTensor:
-        return self._operation("kernel", image, loss, window)
-
-    def validate(self) -> None:
-        self.calls.append("validate")
-
-    def build_operation_graph(self) -> None:
-        self.calls.append("build_operation_graph")
-
-    def create_execution_plans(self, modes: list[str]) -> None:
-        self.calls.append("create_execution_plans")
-        assert modes == ["A", "FALLBACK"]
 
     def deselect_numeric_notes(self, notes: list[str]) -> None:
         assert self.calls[-1] == "create_execution_plans"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sparsednn.costmodel.planning.rows import PlanRow, bytes_text
+from sparsednn.amounts import bytes_text
+from sparsednn.costmodel.planning.rows import PlanRow
 from sparsednn.costmodel.planning.sweep import AXES, SweepRow
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from sparsednn.amounts import bytes_text
 from sparsednn.costmodel.platform import Platform
 from sparsednn.costmodel.prediction import Prediction
 from sparsednn.errors import UsageError
@@ -18,7 +19,6 @@ __all__ = [
     "Configuration",
     "Model",
     "PlanRow",
-    "bytes_text",
     "compared",
     "memory_limit",
     "plan_ranks",
@@ -299,21 +299,3 @@ def _too_large(model: Model, rows: Sequence[PlanRow]) -> UsageError:
         f"{bytes_text(least.prediction.memory_bytes, up=True)} a rank, on {row.ranks:,} "
         f"({least.configuration})"
     )
-
-
-def bytes_text(count: float, *, up: bool = False) -> str:
-    """An amount of memory for people; `up`: no less than it is, so that it will do as a limit.
-
-    >>> bytes_text(1536), bytes_text(1025, up=True), bytes_text(3)
-    ('1.5 KiB', '1.1 KiB', '3 B')
-    """
-    from math import ceil
-
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if count < 1024:
-            break
-        count, unit = count / 1024, larger
-    if unit == "B":
-        return f"{count:.0f} B"
-    return f"{(ceil(count * 10) / 10 if up else count):.1f} {unit}"

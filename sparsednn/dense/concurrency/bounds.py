@@ -2,7 +2,7 @@
 
 With costs c(t) of tasks: work W = Σ c(t); critical path C = the most expensive chain of tasks that
 wait for each other. However many lanes there are, W / C is the most that running tasks side by side
-gains over running one after another; on p lanes it is min(p, W / C) (Brent 1974, Graham 1969).
+gains over running one after another; on p lanes no more than p (Brent 1974, Graham 1969).
 A *level* is the tasks whose longest chain in front has the same number of tasks; none of them waits
 for another of its level. (Pourghassemi et al., SPAA 2020, ask the same of networks on GPUs.)
 
@@ -75,10 +75,6 @@ class Bounds:
     def width(self) -> int:
         """Tasks of the widest level."""
         return max((len(level.tasks) for level in self.levels), default=0)
-
-    def on(self, lanes: int) -> float:
-        """Most that so many lanes can gain."""
-        return min(float(lanes), self.bound)
 
     def as_json(self) -> dict[str, Any]:
         """Return numbers and names."""

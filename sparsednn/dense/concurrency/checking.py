@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
+from sparsednn.amounts import bytes_text
 from sparsednn.dense.concurrency.kernels import Algorithm
 from sparsednn.dense.concurrency.schedule import Schedule
 from sparsednn.dense.concurrency.scheduling.order import Order
 from sparsednn.dense.concurrency.scheduling.problem import (
     ALIGNMENT,
-    bytes_text,
     users_of_roots,
 )
 from sparsednn.dense.concurrency.tasks import TaskGraph
@@ -52,8 +52,8 @@ def check_schedule(tasks: TaskGraph, schedule: Schedule, limit: int | None = Non
     if limit is not None and max(used, schedule.workspace_bytes) > limit:
         raise _error(
             schedule,
-            f"it takes {bytes_text(max(used, schedule.workspace_bytes))} of workspace, more than "
-            f"{bytes_text(limit)}",
+            f"it takes {bytes_text(max(used, schedule.workspace_bytes), up=True)} of workspace, "
+            f"more than {bytes_text(limit, up=True)}",
         )
 
 

@@ -106,7 +106,6 @@ def try_schedules(
     *,
     rounds: int = _ROUNDS,
     seconds: float = 3.0,
-    prepare: Callable[[LaneExecution], None] | None = None,
 ) -> Trial:
     """Run all schedules in turns, and choose.
 
@@ -118,13 +117,11 @@ def try_schedules(
         At least one.
     rounds, seconds
         How many passes of each at least, and for how long in all.
-    prepare
-        Fills the images of an execution (default: they are random numbers).
     """
     executions = [LaneExecution(tasks, one, kernels) for one in schedules]
     try:
         for execution in executions:
-            (prepare or _random_images)(execution)
+            _random_images(execution)
             _pass(execution)
         times = [[_pass(execution)] for execution in executions]
         end = time.perf_counter() + seconds

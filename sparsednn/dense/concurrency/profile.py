@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 
 from sparsednn.dense.concurrency.kernels import Algorithm
 
-__all__ = ["Choice", "Profile"]
+__all__ = ["Choice", "Profile", "way_key"]
+
+
+def way_key(task: str, algorithm: Algorithm) -> str:
+    """Return the key of a way to do a task, from that of the task."""
+    return f"{task}|{algorithm.name}|{algorithm.parts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Profile:
 
         `keys` gives the part that is of the task (default: its name).
         """
-        return f"{self.keys.get(task, task)}|{algorithm.name}|{algorithm.parts}"
+        return way_key(self.keys.get(task, task), algorithm)
 
     def slowdown(self, task: str, choice: Choice, beside: str, other: Choice) -> float:
         """Return how many times longer a task takes beside another one.

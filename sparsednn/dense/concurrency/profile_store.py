@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +19,13 @@ from typing import Any, Final
 from sparsednn.atomic import atomic_file
 from sparsednn.dense.concurrency.kernels import Algorithm
 from sparsednn.dense.concurrency.profile import Choice
+from sparsednn.errors import SparseDNNError
 
 __all__ = ["ProfileStore", "cache_folder"]
 
 _FORMAT: Final = "sparsednn concurrency profile"
 _VERSION: Final = 1
+_LOG: Final = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -106,14 +109,11 @@ class ProfileStore:
     def save(self) -> None:
         """Write the file, if there is something new.
 
-        Raises
-        ------
-        OSError
-            If it cannot be written.
+        A folder that cannot be written (a home that is read-only on compute nodes) is told in a
+        line of the log, which goes to stderr: what was measured is good all the same.
         """
         if self._folder is None or not self._changed:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -122,6 +122,11 @@ class ProfileStore:
             "shares": self._shares,
             "pairs": [[a, b, value] for (a, b), value in self.pairs.items()],
         }
-        with atomic_file(self._file(self._folder)) as file:
-            file.write(json.dumps(content).encode())
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(self._file(self._folder)) as file:
+                file.write(json.dumps(content).encode())
+        except (OSError, SparseDNNError) as error:
+            _LOG.warning("%s: what was measured could not be kept: %s", self._folder, error)
+            return
         self._changed = False

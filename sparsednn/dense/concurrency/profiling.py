@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from sparsednn.dense.concurrency.cpu.overheads import measure_overheads
 from sparsednn.dense.concurrency.kernels import Algorithm, Kernels
-from sparsednn.dense.concurrency.profile import Choice, Profile
+from sparsednn.dense.concurrency.profile import Choice, Profile, way_key
 from sparsednn.dense.concurrency.profile_store import ProfileStore
 from sparsednn.dense.concurrency.tasks import IMAGE, LOSS, Task, TaskGraph
 from sparsednn.dense.operations import Pool
 
-__all__ = ["measure_pairs", "measure_profile", "task_key", "way_key"]
+__all__ = ["measure_pairs", "measure_profile", "task_key"]
 
 #: Seconds and runs of one measurement: until both are reached, or `_MOST_RUNS`.
 _LEAST_SECONDS: Final = 0.003
@@ -143,11 +143,6 @@ def _as_lane(kernels: Kernels) -> Iterator[None]:
             yield
     finally:
         getattr(kernels, "leave_lane", lambda before: None)(before)
-
-
-def way_key(key: str, way: Algorithm) -> str:
-    """Return what tells measured work apart: `Profile.key`, from a task's key."""
-    return f"{key}|{way.name}|{way.parts}"
 
 
 class _Bench:

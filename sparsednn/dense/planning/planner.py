@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, inf
+from math import inf
 
+from sparsednn.amounts import bytes_text
 from sparsednn.dense.graph import OperationGraph
 from sparsednn.dense.grids import Grid, Placement
 from sparsednn.dense.planning.candidates import (
@@ -312,8 +313,8 @@ class _Planner:
         of = f" of {ranks} rank{'s' * (ranks != 1)}" if self.grid is None else ""
         needs = "needs less than" if self.grid is None else "needs"
         return UsageError(
-            f"--memory-per-rank {_bytes_text(self.limit)}: {what}{of} {needs} "
-            f"{_bytes_text(least, up=True)} a rank"
+            f"--memory-per-rank {bytes_text(self.limit)}: {what}{of} {needs} "
+            f"{bytes_text(least, up=True)} a rank"
         )
 
 
@@ -321,18 +322,6 @@ def _with(placements: list[Placement], others: Iterable[Placement]) -> list[Plac
     """Both, each grid and mode once, in the order of the first."""
     found = {(one.grid, one.mode): one for one in [*placements, *others][::-1]}
     return sorted(found.values(), key=lambda one: [*placements, *others].index(one))
-
-
-def _bytes_text(count: float, *, up: bool = False) -> str:
-    """An amount for people; `up`: no less than it is, so that it will do as a limit."""
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if count < 1024:
-            break
-        count, unit = count / 1024, larger
-    if up:
-        count = ceil(count) if unit == "B" else ceil(count * 10) / 10
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 # --- what it costs ------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from sparsednn.dense.concurrency.schedule import Schedule
 from sparsednn.dense.concurrency.tasks import IMAGE, LOSS, TaskGraph
 from sparsednn.errors import UsageError
 
-__all__ = ["LaneExecution", "Moments"]
+__all__ = ["LaneExecution"]
 
 #: Looks at a cell before a waiting lane lets another thread have its core: some 60 µs.
 _TURNS = 2000
@@ -34,13 +33,6 @@ _PATIENCE = 0.05
 
 #: An item of a lane: its call, its number, and the cells that it waits for.
 _Item = tuple[Callable[[], None], int, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """When items of a pass ran: ``(item, start, end)``, seconds of `time.perf_counter`."""
-
-    items: list[tuple[int, float, float]] = field(default_factory=list)
 
 
 class LaneExecution:
@@ -80,7 +72,7 @@ class LaneExecution:
         self._pass = 0
         self._programs = {way: self._bind(backward=way) for way in (False, True)}
         self._failure: BaseException | None = None
-        self._moments: list[Moments] | None = None
+        self._moments: list[list[tuple[int, float, float]]] | None = None
         self._lanes = [_Lane(self, lane) for lane in range(1, schedule.lanes)]
         self._enter: Callable[[], int] = getattr(kernels, "enter_lane", _one)
         self._leave: Callable[[int], None] = getattr(kernels, "leave_lane", _ignore)
@@ -121,11 +113,11 @@ class LaneExecution:
 
     def traced(self, *, backward: bool) -> list[tuple[int, float, float]]:
         """Do one direction, and return when each item of it ran, by `time.perf_counter`."""
-        self._moments = [Moments() for _ in range(self.schedule.lanes)]
+        self._moments = [[] for _ in range(self.schedule.lanes)]
         try:
             self.backward() if backward else self.forward()
             return sorted(
-                (found for lane in self._moments for found in lane.items), key=lambda row: row[1]
+                (found for lane in self._moments for found in lane), key=lambda row: row[1]
             )
         finally:
             self._moments = None
@@ -150,22 +142,17 @@ class LaneExecution:
     def go_through(self, program: list[_Item], lane: int) -> None:
         """Do the items of a lane; called in its own thread."""
         cells, number = self._cells, self._pass
-        if self._moments is not None:
-            clock, moments = time.perf_counter, self._moments[lane].items
-            for call, index, waits in program:
-                for each in waits:
-                    if cells[each] < number and not self._await(each):
-                        return
-                start = clock()
-                call()
-                moments.append((index, start, clock()))
-                cells[index] = number
-            return
+        moments = None if self._moments is None else self._moments[lane]
         for call, index, waits in program:
             for each in waits:
                 if cells[each] < number and not self._await(each):
                     return
-            call()
+            if moments is None:
+                call()
+            else:
+                start = time.perf_counter()
+                call()
+                moments.append((index, start, time.perf_counter()))
             cells[index] = number
 
     def _await(self, item: int) -> bool:
@@ -195,14 +182,11 @@ class LaneExecution:
 
 
 class _Lane:
-    """A thread that sleeps between passes.
-
-    It does not keep its execution alive: that ends the thread when it goes.
-    """
+    """A thread that sleeps between passes, until `end`."""
 
     def __init__(self, execution: LaneExecution, number: int) -> None:
         self.number = number
-        self._execution: LaneExecution | None = execution
+        self._execution = execution
         self._program: list[_Item] | None = None
         self._begin, self._finished = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(
@@ -227,13 +211,11 @@ class _Lane:
 
     def _live(self) -> None:
         execution = self._execution
-        assert execution is not None
         with np.errstate(all="ignore"):
             entered = False
             while True:
                 self._begin.acquire()
                 if self._program is None:
-                    self._execution = None
                     return
                 try:
                     if not entered:

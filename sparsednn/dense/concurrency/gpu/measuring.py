@@ -19,9 +19,9 @@ import numpy as np
 
 from sparsednn.dense.concurrency.gpu.kernels import CupyKernels
 from sparsednn.dense.concurrency.kernels import Algorithm
-from sparsednn.dense.concurrency.profile import Choice, Profile
+from sparsednn.dense.concurrency.profile import Choice, Profile, way_key
 from sparsednn.dense.concurrency.profile_store import ProfileStore
-from sparsednn.dense.concurrency.profiling import task_key, way_key
+from sparsednn.dense.concurrency.profiling import task_key
 from sparsednn.dense.concurrency.schedule import Schedule
 from sparsednn.dense.concurrency.tasks import Task, TaskGraph
 from sparsednn.dense.concurrency.trial import PlacedChoice, pairs_beside

@@ -10,12 +10,12 @@ Must not know: an order, lanes' contents.
 from __future__ import annotations
 
 from itertools import pairwise
-from math import ceil
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsednn.amounts import bytes_text
 from sparsednn.dense.concurrency.profile import Choice, Profile
 from sparsednn.dense.concurrency.tasks import TaskGraph
 from sparsednn.errors import InputError, UsageError
@@ -27,7 +27,6 @@ __all__ = [
     "Problem",
     "Slot",
     "aligned",
-    "bytes_text",
     "users_of_roots",
 ]
 
@@ -48,20 +47,6 @@ def aligned(size: int) -> int:
     (64, 64, 0)
     """
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def bytes_text(count: float) -> str:
-    """An amount of memory for people, not less than it is, so that it will do as a limit.
-
-    >>> bytes_text(98304), bytes_text(1025), bytes_text(3)
-    ('96.0 KiB', '1.1 KiB', '3 B')
-    """
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if count < 1024:
-            break
-        count, unit = count / 1024, larger
-    return f"{count:.0f} B" if unit == "B" else f"{ceil(count * 10) / 10:.1f} {unit}"
 
 
 class Arrays(NamedTuple):
@@ -183,8 +168,8 @@ class Problem:
         if not found:
             least = min(each.algorithm.workspace for each in choices)
             raise UsageError(
-                f"workspace limit {bytes_text(self.limit)}: {name} needs at least "
-                f"{bytes_text(least)}"
+                f"workspace limit {bytes_text(self.limit, up=True)}: {name} needs at least "
+                f"{bytes_text(least, up=True)}"
             )
         return found
 
